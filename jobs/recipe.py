@@ -1,0 +1,189 @@
+"""What a user asks for: a model, data by role, a recipe of steps, limits.
+
+The descriptions below become the API's documentation (`GET /v1/steps`, OpenAPI); the bounds are checked at the edge,
+and everything behind it trusts them.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+LayerName = Annotated[str, StringConstraints(min_length=1, max_length=512)]
+ModelId = Annotated[str, StringConstraints(pattern=r"^mdl_[0-9a-z]{26}$")]
+DatasetId = Annotated[str, StringConstraints(pattern=r"^dst_[0-9a-z]{26}$")]
+
+
+class Schema(BaseModel):
+    """A frozen value that refuses unknown fields, so that a misspelt option is an error and not a default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Stop(Schema):
+    """When pruning ends before every layer has been the subject once. Whichever rule is met first ends it."""
+
+    layers: int | None = Field(
+        default=None, ge=1, le=100_000, description="End after this many layers were pruned (P-10)."
+    )
+    target_accuracy: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="End when the accuracy, in percent, has come down to this value; it is never left behind (P-11).",
+    )
+    target_sparsity: float | None = Field(
+        default=None, gt=0, lt=1, description="End when this part of all prunable weights is zero."
+    )
+
+
+class PruneWeights(Schema):
+    """Method P (US12045723B2): prune weights by thresholds from their distribution, layer by layer, where the predicted
+    loss of accuracy is smallest, until the accuracy has fallen by the given limit. Never trains."""
+
+    kind: Literal["prune_weights"]
+    max_drop_pp: float = Field(
+        default=1.0, gt=0, le=100, description="Accuracy that may be spent, in percentage points on the selection data."
+    )
+    reference: Literal["baseline", "layer_start", "progressive"] = Field(
+        default="progressive",
+        description="What a drop is measured against: the uploaded model (baseline), the model as it was when the layer "
+        "became the subject (layer_start), or the uploaded model with a limit that grows with each layer (progressive).",
+    )
+    scope: Literal["layer", "global"] = Field(
+        default="layer", description="One threshold per layer from its own weights, or one for all from all weights."
+    )
+    distribution: Literal["normal", "empirical"] = Field(
+        default="normal",
+        description="Threshold from the standard normal distribution (the patent's), or the exact quantile.",
+    )
+    first_rate: float = Field(default=0.10, gt=0, lt=1, description="Pruning rate that the first threshold aims at.")
+    rate_step: float = Field(
+        default=0.05, gt=0, lt=1, description="How much the rate grows when the same layer is pruned again."
+    )
+    max_rate: float = Field(default=0.99, gt=0, lt=1, description="Rate at which a layer is left alone.")
+    center: bool = Field(default=False, description="Measure weights from their mean instead of from zero.")
+    keep_crossing: bool = Field(
+        default=False, description="Keep the candidate that crosses the limit instead of rolling it back."
+    )
+    keep_channel: bool = Field(default=False, description="Keep at least one weight in every output channel.")
+    fold_before: bool = Field(
+        default=False, description="Fold batch normalisation into the weights before thresholds are taken."
+    )
+    stop: Stop = Field(default=Stop(), description="Rules that end the pruning early.")
+    exclude: tuple[LayerName, ...] = Field(default=(), max_length=10_000, description="Layers to leave as they are.")
+    images_per_class: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Size of the pruning data set: this many images drawn at random from each class of the selection data. "
+        "Default: as many as the smallest class has.",
+    )
+    probing: Literal["race", "full", "lazy"] = Field(
+        default="race",
+        description="race: a probe ends once its layer can no longer be chosen; the choice is the same as with full. "
+        "full: every probe sees every image. lazy: old sensitivities are reused while they stay the best (not the patent's).",
+    )
+    cache_mib: int = Field(
+        default=1024, ge=0, le=1_048_576, description="Memory for activations kept between probes, in MiB."
+    )
+
+    @model_validator(mode="after")
+    def _rates_are_ordered(self) -> "PruneWeights":
+        if self.first_rate > self.max_rate:
+            raise ValueError("first_rate must not be above max_rate")
+        return self
+
+
+class Finetune(Schema):
+    """Train the model a little to recover accuracy. Zeros made by earlier steps stay exactly zero."""
+
+    kind: Literal["finetune"]
+    epochs: int = Field(default=2, ge=1, le=1000, description="Passes over the training data.")
+    learning_rate: float = Field(default=0.01, gt=0, le=10, description="Peak rate; it falls to zero along a cosine.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum of the SGD optimiser.")
+    weight_decay: float = Field(default=1e-4, ge=0, le=1, description="L2 penalty on convolution and linear weights.")
+    batch_size: int = Field(default=128, ge=1, le=65_536, description="Images per optimiser step.")
+    loss: Literal["auto", "labels", "distillation"] = Field(
+        default="auto",
+        description="Learn from labels, or from the uploaded model's own outputs; auto takes labels where there are any.",
+    )
+    temperature: float = Field(default=4.0, gt=0, le=100, description="Softening of the outputs for distillation.")
+    augment: Literal["none", "flip_crop"] = Field(
+        default="none", description="Random horizontal flips and shifted crops of the images."
+    )
+
+
+Step = Annotated[PruneWeights | Finetune, Field(discriminator="kind")]
+STEP_KINDS: dict[str, type[Schema]] = {"prune_weights": PruneWeights, "finetune": Finetune}
+
+
+class DataRoles(Schema):
+    """Which dataset plays which part. Roles never mix: `train` for learning, `selection` for every decision, `test` once at the end."""
+
+    train: DatasetId | None = Field(default=None, description="Data for steps that learn.")
+    selection: DatasetId | None = Field(
+        default=None, description="Data for every decision. Alone, it is split by class."
+    )
+    test: DatasetId | None = Field(
+        default=None, description="Data for the figures in the report; looked at once, at the end."
+    )
+
+
+class Preprocess(Schema):
+    """How stored pixels become the model's input: x*scale, minus mean, over std, per channel."""
+
+    scale: float = Field(default=1.0, gt=0, description="Factor applied first, such as 1/255.")
+    mean: tuple[float, ...] = Field(
+        default=(0.0,), min_length=1, max_length=4096, description="One value, or one a channel."
+    )
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(1.0,), min_length=1, max_length=4096, description="One value, or one a channel."
+    )
+    resize: int | None = Field(
+        default=None, ge=1, le=8192, description="Image folders only: shorter side in pixels after resizing."
+    )
+    crop: int | None = Field(
+        default=None, ge=1, le=8192, description="Image folders only: side of the square cut from the centre."
+    )
+
+
+class Limits(Schema):
+    """What the job may spend."""
+
+    max_accuracy_drop_pp: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Loss of accuracy, in percentage points, that the verdict is held against.",
+    )
+    deadline_seconds: int = Field(
+        default=24 * 3600, ge=1, le=30 * 24 * 3600, description="Running time after which the job fails."
+    )
+
+
+class Target(Schema):
+    """Where the delivered file is to run; latency is measured there."""
+
+    runtime: Literal["onnxruntime", "torch"] = "onnxruntime"
+    device: Literal["cpu"] = "cpu"
+    threads: int = Field(default=1, ge=1, le=1024)
+    batch_size: int = Field(default=1, ge=1, le=4096)
+
+
+class JobRequest(Schema):
+    """One compression job."""
+
+    model: ModelId
+    data: DataRoles = DataRoles()
+    preprocess: Preprocess | None = None
+    recipe: tuple[Step, ...] = Field(min_length=1, max_length=32)
+    limits: Limits = Limits()
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    outputs: tuple[Literal["onnx", "pt2"], ...] = Field(default=("onnx", "pt2"), min_length=1, max_length=2)
+    target: Target = Target()
+    metadata: dict[
+        Annotated[str, StringConstraints(min_length=1, max_length=64)],
+        Annotated[str, StringConstraints(max_length=512)],
+    ] = Field(
+        default_factory=dict, max_length=16, description="Your own labels; stored and returned, never interpreted."
+    )

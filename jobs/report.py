@@ -1,0 +1,156 @@
+"""The report of a finished job: numbers measured on the very files that are delivered. Versioned; additions only within a version."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Accuracy(Part):
+    """Top-1 accuracy, or agreement with the uploaded model where there are no labels."""
+
+    measure: Literal["top1", "agreement"]
+    role: Literal["selection", "test"]
+    images: int
+    correct: int
+    percent: float
+
+
+class AccuracyChange(Part):
+    """After minus before on the same images. The interval is paired: it comes from the images whose verdict flipped."""
+
+    change_pp: float
+    interval_pp: tuple[float, float] = Field(description="95 % interval of the change, in percentage points.")
+    lost: int = Field(description="Images right before and wrong after.")
+    gained: int = Field(description="Images wrong before and right after.")
+    p_value: float = Field(description="Exact McNemar test.")
+
+
+class Latency(Part):
+    """Wall time of one inference, in alternating runs with the uploaded model."""
+
+    runtime: str
+    device: str
+    threads: int
+    batch_size: int
+    runs: int
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+
+
+class FileSize(Part):
+    bytes: int
+    deflated_bytes: int = Field(description="After zip compression, for comparison.")
+
+
+class DeliveredFile(Part):
+    """One artifact, reloaded in a fresh process by the runtime that a user would use, and measured there."""
+
+    name: str
+    format: Literal["onnx", "pt2"]
+    sha256: str
+    size: FileSize
+    accuracy: Accuracy | None
+    change: AccuracyChange | None
+    max_abs_difference: float = Field(description="Of the outputs, against the network in memory.")
+    agreement_percent: float | None = Field(description="Images with the same class as the network in memory.")
+    latency: Latency | None
+    latency_original: Latency | None = Field(description="The uploaded model in the same alternating runs.")
+    speedup: float | None = Field(description="Ratio of the medians, original over delivered.")
+    speedup_interval: tuple[float, float] | None = Field(
+        default=None, description="95 % bootstrap interval of that ratio."
+    )
+    notes: tuple[str, ...] = ()
+
+
+class Totals(Part):
+    """Size and work of a network, before or after."""
+
+    parameters: int
+    nonzeros: int
+    weight_bits: int
+    multiplications: int = Field(description="Of one image, as a dense network does them.")
+    effective_multiplications: int = Field(description="Of one image, without those by zero weights.")
+    dense_bytes: int
+    bitmap_bytes: int = Field(description="One bit a weight and the nonzero values.")
+    csr_bytes: int = Field(description="Compressed sparse rows: values, column indices, row starts.")
+
+
+class LayerReport(Part):
+    """One layer, before and after."""
+
+    name: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    weights: int
+    nonzeros: int
+    sparsity: float
+    bits: int
+    macs: int
+    eligible: dict[str, str | None] = Field(description="By step kind: null if eligible, else the reason why not.")
+
+
+class StepReport(Part):
+    """What METHODS asks a step to log. `details` follows the schema of the step kind (docs/methods.md)."""
+
+    kind: str
+    seconds: float
+    accuracy_before: Accuracy | None
+    accuracy_after: Accuracy | None
+    predicted_change_pp: float | None = None
+    measured_change_pp: float | None = None
+    details: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+class DataReport(Part):
+    role: str
+    sha256: str | None
+    images: int
+    class_counts: dict[str, int]
+    origin: str = Field(description="How these images were chosen: the whole dataset, or which part of which split.")
+    warnings: tuple[str, ...] = ()
+
+
+class Provenance(Part):
+    """What is needed to repeat the job. Only wall and CPU times may differ between two runs of the same request."""
+
+    input_sha256: str
+    seed: int
+    recipe: list[dict[str, Any]]
+    versions: dict[str, str]
+    device: str
+    threads: int
+    sandbox: dict[str, Any]
+    wall_seconds: dict[str, float] = Field(description="By phase.")
+    cpu_seconds: float
+
+
+class Verdict(Part):
+    """The job in one sentence, and whether the limits were kept."""
+
+    sentence: str
+    limits_kept: bool
+    missed: tuple[str, ...] = Field(default=(), description="Each missed limit, and by how much.")
+
+
+class Report(Part):
+    version: Literal[1] = 1
+    verdict: Verdict
+    measure: Literal["top1", "agreement", "none"]
+    accuracy_before: Accuracy | None
+    accuracy_after: Accuracy | None
+    change: AccuracyChange | None
+    before: Totals
+    after: Totals
+    original_size: FileSize
+    files: tuple[DeliveredFile, ...]
+    steps: tuple[StepReport, ...]
+    layers: tuple[LayerReport, ...]
+    data: tuple[DataReport, ...]
+    provenance: Provenance
+    warnings: tuple[str, ...] = ()

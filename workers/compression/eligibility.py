@@ -1,0 +1,29 @@
+"""Which layers a step kind can work on, and why not the others."""
+
+import torch
+from torch import Tensor
+
+from workers.models.graph import Layer
+
+SMALLEST_LAYER = 16  # METHODS 3.6: a distribution of fewer weights says nothing
+
+
+def why_not(step_kind: str, layer: Layer, weight: Tensor) -> str | None:
+    """The reason why `step_kind` leaves `layer` alone, or None if it can work on it."""
+    if not weight.is_floating_point():
+        return f"its weights are {str(weight.dtype).removeprefix('torch.')}, not floating point"
+    match step_kind:
+        case "prune_weights":
+            return _why_not_prune(weight)
+        case "finetune":
+            return None
+        case _:
+            return f"{step_kind} is not a step that Winnow knows"
+
+
+def _why_not_prune(weight: Tensor) -> str | None:
+    if weight.numel() < SMALLEST_LAYER:
+        return f"it has only {weight.numel()} weights; a threshold needs at least {SMALLEST_LAYER}"
+    if float(weight.to(torch.float64).std(unbiased=False)) == 0.0:
+        return "all its weights are equal, so their distribution gives no threshold"
+    return None

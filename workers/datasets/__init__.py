@@ -1,0 +1,1 @@
+"""Dataset files in: npz, image folders and safetensors → checked arrays, splits by class, batches."""

@@ -1,0 +1,1 @@
+"""What is measured, always on the delivered file: accuracy, size, operations, latency."""

@@ -1,0 +1,149 @@
+"""The one representation of a network inside Winnow: an `fx.GraphModule` of allow-listed ATen operators.
+
+Both readers build it, every step rewrites it, both writers emit it. Its rules:
+
+* every node is a placeholder, a `get_attr` of a parameter or buffer, a `call_function` of an operator in `OPERATORS`, or the output;
+* the output is a tuple of nodes, one for each entry of `ModelGraph.outputs`;
+* parameters and buffers keep the uploader's names (`layer1.0.conv1.weight`), and nothing else is reachable from the module;
+* convolutions are `aten.conv2d`, `aten.conv_transpose2d.input` and linear layers `aten.linear`, batch normalisation is `aten.batch_norm`
+  in evaluation mode, whatever form they had in the file;
+* the module never changes shape with the batch unless `batch_size` says that only one size is possible.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, fx, nn
+
+aten = torch.ops.aten
+
+LayerKind = Literal["conv2d", "conv_transpose2d", "linear"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input or output: a string in the shape names a dimension that may vary, the batch first."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+
+@dataclass
+class ModelGraph:
+    """A network and what is known of its surface. Callable like the network itself; returns a tuple of tensors."""
+
+    module: fx.GraphModule
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    batch_size: int | None  # the one batch size that the network takes, or None if any will do
+    producer: str | None = None
+    opset: int | None = None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.module(*inputs)
+        return tuple(outputs)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer. Weights used by several nodes are one layer, named after the first."""
+
+    name: str
+    kind: LayerKind
+    node: str  # the fx node's name
+    weight: str  # the parameter's name in the module
+    bias: str | None
+    weight_shape: tuple[int, ...]
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    used_by: tuple[str, ...] = ()  # all nodes that share the weight
+
+
+LAYER_OPERATORS: dict[object, LayerKind] = {
+    aten.conv2d.default: "conv2d",
+    aten.conv_transpose2d.input: "conv_transpose2d",
+    aten.linear.default: "linear",
+}
+
+
+def layers(graph: ModelGraph) -> list[Layer]:
+    """The convolution and linear layers in execution order, each weight once."""
+    found: dict[str, Layer] = {}
+    for node in graph.module.graph.nodes:
+        kind = LAYER_OPERATORS.get(node.target) if node.op == "call_function" else None
+        weight = _parameter_name(node, 1) if kind else None
+        if kind is None or weight is None:
+            continue
+        if weight in found:
+            found[weight] = replace(found[weight], used_by=(*found[weight].used_by, node.name))
+            continue
+        found[weight] = Layer(
+            name=layer_name(weight),
+            kind=kind,
+            node=node.name,
+            weight=weight,
+            bias=_parameter_name(node, 2),
+            weight_shape=tuple(parameter(graph, weight).shape),
+            used_by=(node.name,),
+            **_geometry(node, kind),
+        )
+    return list(found.values())
+
+
+def layer_name(weight: str) -> str:
+    """A layer is called as its weight is, without the word: `layer1.0.conv1.weight` belongs to `layer1.0.conv1`."""
+    return weight.removesuffix(".weight")
+
+
+def parameter(graph: ModelGraph, name: str) -> Tensor:
+    """The parameter or buffer called `name` (dots are levels of submodules)."""
+    owner, _, leaf = name.rpartition(".")
+    value = getattr(graph.module.get_submodule(owner), leaf)
+    assert isinstance(value, Tensor)
+    return value
+
+
+def set_parameter(graph: ModelGraph, name: str, value: Tensor) -> None:
+    """Replace the parameter or buffer called `name`, keeping its kind."""
+    owner_name, _, leaf = name.rpartition(".")
+    owner = graph.module.get_submodule(owner_name)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+    else:
+        owner._buffers[leaf] = value
+
+
+def copy_graph(graph: ModelGraph) -> ModelGraph:
+    """A copy that shares nothing with the original."""
+    from copy import deepcopy
+
+    return replace(graph, module=deepcopy(graph.module))
+
+
+def _parameter_name(node: fx.Node, position: int) -> str | None:
+    argument = node.args[position] if len(node.args) > position else None
+    if isinstance(argument, fx.Node) and argument.op == "get_attr":
+        return str(argument.target)
+    return None
+
+
+def _geometry(node: fx.Node, kind: LayerKind) -> dict[str, object]:
+    if kind == "linear":
+        return {}
+    # conv2d(input, weight, bias, stride, padding, dilation, groups)
+    # conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
+    at = {"conv2d": (3, 4, 5, 6), "conv_transpose2d": (3, 4, 7, 6)}[kind]
+    defaults: tuple[object, ...] = ([1, 1], [0, 0], [1, 1], 1)
+    stride, padding, dilation, groups = (
+        node.args[place] if len(node.args) > place else default for place, default in zip(at, defaults, strict=True)
+    )
+    return {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation), "groups": int(str(groups))}
+
+
+def _pair(value: object) -> tuple[int, int]:
+    values = [int(v) for v in value] if isinstance(value, (list, tuple)) else [int(str(value))]
+    return (values[0], values[-1])
