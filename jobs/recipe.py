@@ -118,7 +118,7 @@ STEP_KINDS: dict[str, type[Schema]] = {"prune_weights": PruneWeights, "finetune"
 
 
 class DataRoles(Schema):
-    """Which dataset plays which part. Roles never mix: `train` for learning, `selection` for every decision, `test` once at the end."""
+    """Which dataset plays which part. Roles never mix."""
 
     train: DatasetId | None = Field(default=None, description="Data for steps that learn.")
     selection: DatasetId | None = Field(

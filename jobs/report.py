@@ -1,4 +1,4 @@
-"""The report of a finished job: numbers measured on the very files that are delivered. Versioned; additions only within a version."""
+"""The report of a finished job: numbers measured on the very files that are delivered. Within a version fields are only added."""
 
 from typing import Any, Literal
 
