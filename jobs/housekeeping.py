@@ -1,18 +1,21 @@
 """What must happen now and then, whoever does it: every part may run in several processes at once and be repeated."""
 
+from itertools import islice
+
 import structlog
 
 from jobs.database import Database
 from jobs.messages import JobQueue, QueueUnavailable
 from jobs.repository.idempotency import forget_old_answers
 from jobs.repository.lifecycle import reap_lost_jobs
-from jobs.repository.outbox import forget_hint, owed_hints, remind_of_waiting_jobs
-from jobs.repository.uploads import is_blob_referenced
+from jobs.repository.outbox import OwedHint, forget_hints, owed_hints, remind_of_waiting_jobs
+from jobs.repository.uploads import referenced_blobs
 from jobs.storage import LocalStorage
 
 log = structlog.get_logger()
 
 ABANDONED_UPLOAD_SECONDS = 3600.0
+BLOBS_AT_ONCE = 500
 
 
 def reap(database: Database, *, retry_delay_seconds: float) -> None:
@@ -34,17 +37,20 @@ def remind(database: Database, *, reminder_seconds: float) -> None:
 
 
 def send_owed_hints(database: Database, queue: JobQueue) -> bool:
-    """Send what the outbox holds. False if the broker can't be reached; everything stays owed then."""
-    with database.reading() as session:
-        hints = owed_hints(session)
-    for hint in hints:
+    """Send what the outbox holds. False if the broker can't be reached; everything unsent stays owed then."""
+    while hints := _owed_hints(database):
+        sent: list[int] = []
         try:
-            queue.send_hint(hint.job_id)
+            for hint in hints:
+                queue.send_hint(hint.job_id)
+                sent.append(hint.id)
         except QueueUnavailable as unavailable:
-            log.warning("outbox.broker_unavailable", reason=str(unavailable), owed=len(hints))
+            log.warning("outbox.broker_unavailable", reason=str(unavailable), owed=len(hints) - len(sent))
             return False
-        with database.writing() as session:
-            forget_hint(session, hint.id)
+        finally:
+            if sent:
+                with database.writing() as session:
+                    forget_hints(session, sent)
     return True
 
 
@@ -53,8 +59,16 @@ def collect_garbage(database: Database, storage: LocalStorage, *, keep_blobs_sec
     with database.writing() as session:
         forget_old_answers(session)
     storage.sweep_incoming(older_than_seconds=ABANDONED_UPLOAD_SECONDS)
-    for sha256 in storage.old_blobs(older_than_seconds=keep_blobs_seconds):
+    old_blobs = storage.old_blobs(older_than_seconds=keep_blobs_seconds)
+    while candidates := set(islice(old_blobs, BLOBS_AT_ONCE)):
         with database.reading() as session:
-            referenced = is_blob_referenced(session, sha256)
-        if not referenced and storage.collect(sha256, older_than_seconds=keep_blobs_seconds):
-            log.info("storage.collected", sha256=sha256)
+            candidates -= referenced_blobs(session, candidates, keep_seconds=keep_blobs_seconds)
+        for sha256 in candidates:
+            # Whoever stored the same bytes since then made the file young again, and it stays.
+            if storage.collect(sha256, older_than_seconds=keep_blobs_seconds):
+                log.info("storage.collected", sha256=sha256)
+
+
+def _owed_hints(database: Database) -> list[OwedHint]:
+    with database.reading() as session:
+        return owed_hints(session)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -12,7 +12,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="WINNOW_", extra="ignore", frozen=True)
 
     data_folder: Path = Field(default=Path("var"), description="Everything Winnow keeps on this machine.")
-    database_url: str = Field(default="", description="SQLAlchemy URL. Default: SQLite in the data folder.")
+    database_url: str = Field(
+        default="", validate_default=True, description="SQLAlchemy URL. Default: SQLite in the data folder."
+    )
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Broker of the Celery tasks.")
     queue: str = Field(default="winnow", description="Celery queue that this installation's workers listen on.")
 
@@ -29,7 +31,7 @@ class Settings(BaseSettings):
         default=90, gt=0, description="A worker that is silent for this long has lost its job."
     )
     heartbeat_seconds: float = Field(
-        default=2, gt=0, description="How often a supervisor renews its lease and looks for a cancel."
+        default=1, gt=0, description="How often a supervisor renews its lease and looks for a cancel."
     )
     max_attempts: int = Field(default=3, ge=1, description="How often a job is started when workers are lost.")
     retry_delay_seconds: float = Field(
@@ -59,11 +61,13 @@ class Settings(BaseSettings):
         default=True, description="Cut runners off from the network and from other files where the kernel allows it."
     )
 
+    @field_validator("database_url")
+    @classmethod
+    def _default_database(cls, url: str, others: ValidationInfo) -> str:
+        return url or f"sqlite:///{(others.data['data_folder'] / 'winnow.sqlite').absolute()}"
+
     @model_validator(mode="after")
-    def _default_database(self) -> "Settings":
-        if not self.database_url:
-            # frozen: pydantic's own way around is object.__setattr__
-            object.__setattr__(self, "database_url", f"sqlite:///{(self.data_folder / 'winnow.sqlite').absolute()}")
+    def _lease_outlives_heartbeats(self) -> "Settings":
         if self.heartbeat_seconds * 3 > self.lease_seconds:
             raise ValueError("lease_seconds must be at least three heartbeats")
         return self

@@ -11,6 +11,7 @@ new ones exclude each other by a lock, so that a file is never collected between
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import time
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 CHUNK_BYTES = 1024 * 1024
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -55,13 +57,18 @@ class BlobMissing(Exception):
     """The stored file is gone."""
 
 
+class BlobDamaged(BlobMissing):
+    """The stored file's bytes are not those that were stored."""
+
+
 class LocalStorage:
     """Files in a folder of this machine."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._incoming = folder / "incoming"
-        self._incoming.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # what users upload is nobody else's business
+        self._incoming.mkdir(exist_ok=True)
 
     def new_blob(self) -> "LocalBlobWriter":
         return LocalBlobWriter(self, self._incoming / secrets.token_hex(16))
@@ -90,14 +97,13 @@ class LocalStorage:
             raise BlobMissing(sha256) from missing
 
     def copy_to(self, sha256: str, path: Path) -> None:
-        """A read-only copy at `path`, checked against the digest on the way."""
-        digest = hashlib.sha256()
+        """A read-only copy at `path`, checked against the digest on the way. If it fails, nothing is left there."""
         with self.open(sha256) as source, path.open("xb") as target:
-            while chunk := source.read(CHUNK_BYTES):
-                digest.update(chunk)
-                target.write(chunk)
-        if digest.hexdigest() != sha256:
-            raise BlobMissing(f"{sha256} is damaged: its bytes have the digest {digest.hexdigest()}")
+            try:
+                _copy_checked(source, target, sha256)
+            except BaseException:
+                path.unlink()
+                raise
         path.chmod(0o400)
 
     def free_bytes(self) -> int:
@@ -132,16 +138,14 @@ class LocalStorage:
     def _publish(self, partial: Path, sha256: str) -> None:
         final = self._path(sha256)
         with self._locked():
-            final.parent.mkdir(parents=True, exist_ok=True)
+            _make_folder(final.parent)
+            os.utime(partial)  # its age counts from now, however long it took to arrive
             partial.replace(final)  # also over the same bytes: that makes the file young again
-        folder = os.open(final.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _flush_folder(final.parent)
 
     def _path(self, sha256: str) -> Path:
-        assert len(sha256) == 64 and sha256.isalnum()
+        if not _SHA256.fullmatch(sha256):
+            raise ValueError(f"{sha256!r} is no digest")
         return self._folder / "sha256" / sha256[:2] / sha256[2:4] / sha256
 
     @contextmanager
@@ -149,6 +153,32 @@ class LocalStorage:
         with (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _copy_checked(source: BinaryIO, target: BinaryIO, sha256: str) -> None:
+    digest = hashlib.sha256()
+    while chunk := source.read(CHUNK_BYTES):
+        digest.update(chunk)
+        target.write(chunk)
+    target.flush()
+    if digest.hexdigest() != sha256:
+        raise BlobDamaged(f"{sha256} is damaged: its bytes have the digest {digest.hexdigest()}")
+
+
+def _make_folder(folder: Path) -> None:
+    """Make a folder so that it is still there after a power cut."""
+    if not folder.is_dir():
+        _make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        _flush_folder(folder.parent)
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class LocalBlobWriter:

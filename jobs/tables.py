@@ -1,12 +1,27 @@
 """The tables. Rows are read here as plain objects; every statement that reads or writes them is in `jobs.repository`."""
 
+import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import JSON, CheckConstraint, DateTime, ForeignKey, Index, MetaData, String, Text, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Dialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.types import TypeEngine
 
 from jobs.states import JobState, UploadState
 
@@ -28,7 +43,49 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-JsonDocument = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
+
+
+def storable(value: Any) -> Any:  # any JSON document
+    """`value` as every database can keep it and every client can read it.
+
+    What users send is refused at the edge if it holds such things; this is for names, messages and figures that a
+    worker found in somebody's file. NUL and lone surrogates become U+FFFD, numbers that JSON doesn't have become null.
+    """
+    if isinstance(value, str):
+        return _UNSTORABLE.sub("\ufffd", value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {storable(key): storable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(item) for item in value]
+    return value
+
+
+class JsonDocument(TypeDecorator[Any]):  # any JSON document
+    """JSON; None is NULL."""
+
+    impl = JSON
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(JSONB(none_as_null=True))
+        return dialect.type_descriptor(JSON(none_as_null=True))
+
+    def process_bind_param(self, value: Any, _dialect: Dialect) -> Any:
+        return storable(value)
+
+
+class FreeText(TypeDecorator[str]):
+    """Text that a user or a worker chose."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, _dialect: Dialect) -> str | None:
+        return None if value is None else str(storable(value))
 
 
 def _one_of(column: str, values: type[JobState] | type[UploadState] | tuple[str, ...], name: str) -> CheckConstraint:
@@ -54,8 +111,8 @@ class Upload:
 
     id: Mapped[str] = mapped_column(String(30), primary_key=True)
     state: Mapped[str] = mapped_column(String(16))
-    filename: Mapped[str] = mapped_column(Text)
-    size_bytes: Mapped[int] = mapped_column()
+    filename: Mapped[str] = mapped_column(FreeText)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64), index=True)
     inspection: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
     error: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
@@ -82,7 +139,8 @@ class JobRow(Base):
     __table_args__ = (
         _one_of("state", JobState, "state"),
         _one_of("kind", ("compress", "inspect_model", "inspect_dataset"), "kind"),
-        Index("ix_jobs_state_lease_expires_at", "state", "lease_expires_at"),
+        # None on lease_expires_at: few jobs are live, and a heartbeat should not have to move index entries.
+        Index("ix_jobs_state_id", "state", "id"),
         Index("ix_jobs_kind_id", "kind", "id"),
     )
 
@@ -95,7 +153,7 @@ class JobRow(Base):
     request: Mapped[dict[str, Any]] = mapped_column(JsonDocument)
     model_id: Mapped[str | None] = mapped_column(ForeignKey("models.id"), index=True)
     dataset_id: Mapped[str | None] = mapped_column(ForeignKey("datasets.id"), index=True)  # of an inspection
-    parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"))
+    parent_id: Mapped[str | None] = mapped_column(ForeignKey("jobs.id"), index=True)
     deadline_seconds: Mapped[float] = mapped_column()
 
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
@@ -107,16 +165,16 @@ class JobRow(Base):
 
     attempt: Mapped[int] = mapped_column(default=0)
     max_attempts: Mapped[int] = mapped_column()
-    worker: Mapped[str | None] = mapped_column(Text)
+    worker: Mapped[str | None] = mapped_column(FreeText)
     lease_token: Mapped[str | None] = mapped_column(String(32))  # who holds it may write; everyone else is fenced off
     lease_expires_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
     phase: Mapped[str | None] = mapped_column(String(64))
     progress: Mapped[float] = mapped_column(default=0.0)
     step: Mapped[int | None] = mapped_column()
-    message: Mapped[str | None] = mapped_column(Text)
+    message: Mapped[str | None] = mapped_column(FreeText)
 
-    verdict: Mapped[str | None] = mapped_column(Text)
+    verdict: Mapped[str | None] = mapped_column(FreeText)
     error: Mapped[dict[str, Any] | None] = mapped_column(JsonDocument)
 
 
@@ -153,7 +211,7 @@ class ArtifactRow(Base):
     name: Mapped[str] = mapped_column(String(128))
     kind: Mapped[str] = mapped_column(String(16))
     media_type: Mapped[str] = mapped_column(String(128))
-    size_bytes: Mapped[int] = mapped_column()
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
     sha256: Mapped[str] = mapped_column(String(64), index=True)
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
 
@@ -163,8 +221,9 @@ class OutboxRow(Base):
 
     __tablename__ = "outbox"
 
-    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
-    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"))
+    # SQLite numbers rows by itself only where the type is exactly INTEGER.
+    id: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id"), index=True)
     due_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 

@@ -5,9 +5,9 @@ lease was given to somebody else, its writes match no row.
 """
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import ColumnElement, func, literal, select, update
@@ -22,6 +22,7 @@ from jobs.states import JobState, sources
 from jobs.tables import ArtifactRow, JobEventRow, JobInputRow, JobRow, UtcDateTime
 
 LIVE = (JobState.RUNNING, JobState.CANCELLING)
+LONGEST_RETRY_DELAY_SECONDS = 3600.0
 
 
 class IllegalTransition(Exception):
@@ -104,8 +105,8 @@ def claim_job(session: Session, job_id: str, *, worker: str, lease_seconds: floa
             "lease_token": secrets.token_hex(16),
             "lease_expires_at": moment + timedelta(seconds=lease_seconds),
             "started_at": func.coalesce(JobRow.started_at, literal(moment, UtcDateTime)),
+            **_NO_PROGRESS,
             "phase": "starting",
-            "message": None,
         },
         data=lambda job: {"attempt": job.attempt, "max_attempts": job.max_attempts},
     )
@@ -199,44 +200,40 @@ def lose_attempt(session: Session, job_id: str, token: str, error: JobError, *, 
     """The runner died of something that may not happen again: back to the queue, or failed if this was the last attempt.
 
     Raises `LeaseLost`."""
-    job = session.execute(select(JobRow).where(JobRow.id == job_id, JobRow.lease_token == token)).scalar_one_or_none()
-    if job is None:
-        raise LeaseLost(job_id)
-    return _lose(session, job, error, retry_delay_seconds)
+    return _lose(session, _held(session, job_id, token), error, retry_delay_seconds)
 
 
 def give_back_job(session: Session, job_id: str, token: str) -> JobRow:
-    """The worker is going away in good order: back to the queue, without spending an attempt. Raises `LeaseLost`."""
-    moment = now(session)
-    job = _move(
-        session, job_id, JobState.QUEUED, JobRow.lease_token == token,
-        values={**_RELEASED, "attempt": JobRow.attempt - 1, "available_at": moment, "hinted_at": moment},
-        data=lambda _: {"reason": "worker_stopped"},
-    )  # fmt: skip
-    if job is None:
-        raise LeaseLost(job_id)
-    owe_hint(session, job_id, moment)
-    return job
+    """The worker is going away in good order: back to the queue, without spending an attempt; or cancelled, if that was
+    wanted. Raises `LeaseLost`."""
+    job = _held(session, job_id, token)
+    if job.state == JobState.CANCELLING:
+        return finish_cancel(session, job_id, token)
+    return _requeue(
+        session,
+        job,
+        available_at=now(session),
+        values={"attempt": JobRow.attempt - 1},
+        data={"reason": "worker_stopped"},
+    )
 
 
 def request_cancel(session: Session, job_id: str) -> JobRow | None:
     """Cancel a queued job at once; ask the worker of a running one. None if there is no such job.
 
     Asking again is harmless. Raises `IllegalTransition` if the job has ended otherwise."""
-    moment = now(session)
-    stamp = {"cancel_requested_at": moment}
-    job = _move(
-        session, job_id, JobState.CANCELLED, JobRow.state == JobState.QUEUED, values={**stamp, "finished_at": moment}
-    )
-    job = job or _move(session, job_id, JobState.CANCELLING, values=stamp)
-    if job is not None:
-        if job.state == JobState.CANCELLED:
-            record_rejection(session, job, _CANCELLED_INSPECTION)
-        return job
-    job = session.get(JobRow, job_id)
+    job = _lock(session, JobRow.id == job_id)
     if job is None or job.state in (JobState.CANCELLING, JobState.CANCELLED):
         return job
-    raise IllegalTransition(job_id, job.state, JobState.CANCELLED)
+    moment = now(session)
+    if job.state == JobState.RUNNING:
+        return _moved(session, job_id, JobState.CANCELLING, values={"cancel_requested_at": moment})
+    if job.state != JobState.QUEUED:
+        raise IllegalTransition(job_id, job.state, JobState.CANCELLED)
+    stamps = {"cancel_requested_at": moment, "finished_at": moment}
+    job = _moved(session, job_id, JobState.CANCELLED, values=stamps)
+    record_rejection(session, job, _CANCELLED_INSPECTION)
+    return job
 
 
 def finish_cancel(session: Session, job_id: str, token: str) -> JobRow:
@@ -249,13 +246,19 @@ def finish_cancel(session: Session, job_id: str, token: str) -> JobRow:
 def reap_lost_jobs(session: Session, *, retry_delay_seconds: float, limit: int = 100) -> list[JobRow]:
     """Take jobs from workers that fell silent: cancelled if that was wanted, else another attempt, else failed."""
     moment = now(session)
-    expired = session.execute(
-        select(JobRow)
-        .where(JobRow.state.in_(LIVE), JobRow.lease_expires_at < moment)
-        .order_by(JobRow.lease_expires_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    ).scalars()
+    # All at once: they are changed below, and a cursor must not walk over rows that change under it.
+    expired = (
+        session.execute(
+            select(JobRow)
+            .where(JobRow.state.in_(LIVE), JobRow.lease_expires_at < moment)
+            .order_by(JobRow.lease_expires_at)
+            .limit(limit)
+            .with_for_update(skip_locked=True)
+            .execution_options(populate_existing=True)
+        )
+        .scalars()
+        .all()
+    )
     error = JobError(
         code=ErrorCode.WORKER_LOST,
         message="The worker fell silent and its lease ran out.",
@@ -265,6 +268,7 @@ def reap_lost_jobs(session: Session, *, retry_delay_seconds: float, limit: int =
     return [_lose(session, job, error, retry_delay_seconds) for job in expired]
 
 
+_NO_PROGRESS: dict[str, Any] = {"phase": None, "progress": 0.0, "step": None, "message": None}
 _RELEASED: dict[str, Any] = {"lease_token": None, "lease_expires_at": None, "worker": None}
 _CANCELLED_INSPECTION = JobError(
     code=ErrorCode.INTERNAL, message="The inspection was cancelled.", hint="Upload the file again.", retryable=True
@@ -272,23 +276,26 @@ _CANCELLED_INSPECTION = JobError(
 
 
 def _lose(session: Session, job: JobRow, error: JobError, retry_delay_seconds: float) -> JobRow:
-    token = job.lease_token
-    assert token is not None  # a live job always has one
-    moment = now(session)
+    """What follows from a lost attempt. The caller has locked the row."""
+    assert job.lease_token is not None  # a live job always has one
     if job.state == JobState.CANCELLING:
-        return finish_cancel(session, job.id, token)
+        return finish_cancel(session, job.id, job.lease_token)
     if job.attempt >= job.max_attempts:
-        return fail_job(session, job.id, token, error)
-    available_at = moment + timedelta(seconds=retry_delay_seconds * 2 ** (job.attempt - 1))
-    lost = _move(
-        session, job.id, JobState.QUEUED, JobRow.lease_token == token,
-        values={**_RELEASED, "available_at": available_at, "hinted_at": available_at},
-        data=lambda row: {"reason": error.code, "message": error.message, "attempt": row.attempt, "max_attempts": row.max_attempts},
-    )  # fmt: skip
-    if lost is None:
-        raise LeaseLost(job.id)
+        return fail_job(session, job.id, job.lease_token, error)
+    delay_seconds = min(retry_delay_seconds * 2.0 ** min(job.attempt - 1, 30), LONGEST_RETRY_DELAY_SECONDS)
+    data = {"reason": error.code, "message": error.message, "attempt": job.attempt, "max_attempts": job.max_attempts}
+    return _requeue(session, job, available_at=now(session) + timedelta(seconds=delay_seconds), values={}, data=data)
+
+
+def _requeue(
+    session: Session, job: JobRow, *, available_at: datetime, values: dict[str, Any], data: dict[str, Any]
+) -> JobRow:
+    times = {"available_at": available_at, "hinted_at": available_at}
+    queued = _moved(
+        session, job.id, JobState.QUEUED, values={**_RELEASED, **_NO_PROGRESS, **times, **values}, data=lambda _: data
+    )
     owe_hint(session, job.id, available_at)
-    return lost
+    return queued
 
 
 def _end(
@@ -304,13 +311,41 @@ def _end(
     return job
 
 
+def _held(session: Session, job_id: str, token: str) -> JobRow:
+    """The job, locked, if the token still gives a right to it. Raises `LeaseLost`."""
+    job = _lock(session, JobRow.id == job_id, JobRow.lease_token == token)
+    if job is None:
+        raise LeaseLost(job_id)
+    return job
+
+
+def _lock(session: Session, *conditions: ColumnElement[bool]) -> JobRow | None:
+    """The job as it is now and stays until this transaction ends. (On SQLite the whole database is locked already.)"""
+    statement = select(JobRow).where(*conditions).with_for_update().execution_options(populate_existing=True)
+    return session.execute(statement).scalar_one_or_none()
+
+
+def _moved(
+    session: Session,
+    job_id: str,
+    state: JobState,
+    *,
+    values: dict[str, Any],
+    data: Callable[[JobRow], dict[str, Any]] = lambda _: {},
+) -> JobRow:
+    """A change that can't fail, because the caller has locked the row and looked at its state."""
+    job = _move(session, job_id, state, values=values, data=data)
+    assert job is not None
+    return job
+
+
 def _move(
     session: Session,
     job_id: str,
     state: JobState,
     *conditions: ColumnElement[bool],
     values: dict[str, Any],
-    data: Any = lambda _: {},  # a function from the new row to the event's data
+    data: Callable[[JobRow], dict[str, Any]],  # from the new row to what the event tells
 ) -> JobRow | None:
     """The only statement that changes a state: it matches no row unless the change is legal right now."""
     statement = (

@@ -3,10 +3,11 @@
 A crash between sending and deleting sends twice, which is harmless: the second hint finds nothing to claim.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, exists, select, update
 from sqlalchemy.orm import Session
 
 from jobs.database import now
@@ -35,33 +36,44 @@ def owed_hints(session: Session, *, limit: int = 100) -> list[OwedHint]:
     return [OwedHint(id=row.id, job_id=row.job_id) for row in rows]
 
 
-def forget_hint(session: Session, hint_id: int) -> None:
-    session.execute(delete(OutboxRow).where(OutboxRow.id == hint_id))
+def forget_hints(session: Session, hint_ids: Collection[int]) -> None:
+    session.execute(delete(OutboxRow).where(OutboxRow.id.in_(hint_ids)))
 
 
-def remind_of_waiting_jobs(session: Session, *, reminder_seconds: float, limit: int = 100) -> int:
-    """Owe another message for jobs that still wait long after theirs: the broker may have lost it. Returns how many."""
+def remind_of_waiting_jobs(session: Session, *, reminder_seconds: float, limit: int = 20) -> int:
+    """Owe another message for jobs that still wait long after theirs: the broker may have lost it. Returns how many.
+
+    Only for those that are next in line: the others' turn comes, and a long queue must not flood the broker meanwhile.
+    """
     moment = now(session)
-    waiting = (
+    next_in_line = (
+        select(JobRow.id)
+        .where(JobRow.state == JobState.QUEUED, JobRow.available_at <= moment)
+        .order_by(JobRow.id)
+        .limit(limit)
+    )
+    overlooked = (
         session.execute(
             select(JobRow.id)
             .where(
+                JobRow.id.in_(next_in_line),
                 JobRow.state == JobState.QUEUED,
-                JobRow.available_at <= moment,
                 JobRow.hinted_at < moment - timedelta(seconds=reminder_seconds),
+                ~exists().where(OutboxRow.job_id == JobRow.id),  # the first message is still owed
             )
             .order_by(JobRow.id)
-            .limit(limit)
+            .with_for_update(skip_locked=True)
         )
         .scalars()
         .all()
     )
-    for job_id in waiting:
+    if overlooked:
+        session.execute(
+            update(JobRow)
+            .where(JobRow.id.in_(overlooked))
+            .values(hinted_at=moment)
+            .execution_options(synchronize_session=False)
+        )
+    for job_id in overlooked:
         owe_hint(session, job_id, moment)
-    session.execute(
-        update(JobRow)
-        .where(JobRow.id.in_(waiting))
-        .values(hinted_at=moment)
-        .execution_options(synchronize_session=False)
-    )
-    return len(waiting)
+    return len(overlooked)

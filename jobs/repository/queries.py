@@ -8,6 +8,8 @@ from sqlalchemy.orm import Session
 from jobs.states import JobState
 from jobs.tables import ArtifactRow, DatasetRow, JobEventRow, JobInputRow, JobRow, ModelRow
 
+MOST_EVENTS = 2**31 - 1  # what the column can hold
+
 
 def find_job(session: Session, job_id: str) -> JobRow | None:
     """A compression job; inspections are the service's own business."""
@@ -51,6 +53,8 @@ def jobs_ahead(session: Session, job: JobRow) -> int:
 
 
 def events_after(session: Session, job_id: str, seq: int, *, limit: int) -> Sequence[JobEventRow]:
+    """What happened after event `seq`. Any whole number will do; clients send what they like."""
+    seq = max(0, min(seq, MOST_EVENTS))
     return (
         session.execute(
             select(JobEventRow)
@@ -83,7 +87,7 @@ def inputs_of(session: Session, job: JobRow) -> tuple[ModelRow | None, dict[str,
         .join(DatasetRow, DatasetRow.id == JobInputRow.dataset_id)
         .where(JobInputRow.job_id == job.id)
     )
-    datasets = dict(rows.tuples().all())
+    datasets = dict(rows.all())
     if job.dataset_id:
         inspected = session.get(DatasetRow, job.dataset_id)
         assert inspected is not None  # a foreign key says so

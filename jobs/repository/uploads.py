@@ -1,9 +1,10 @@
 """Models and datasets: the files that users bring, and what a worker found in them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from datetime import timedelta
 from typing import Any, TypeVar
 
-from sqlalchemy import exists, select, update
+from sqlalchemy import and_, exists, or_, select, union, update
 from sqlalchemy.orm import Session
 
 from jobs.database import now
@@ -100,19 +101,19 @@ def delete_upload(session: Session, table: UploadTable, upload_id: str) -> bool:
     return session.execute(statement).scalar_one_or_none() is not None
 
 
-def is_blob_referenced(session: Session, sha256: str) -> bool:
-    """Whether a live upload or an artifact is stored under this digest. Deleted uploads count while a job still runs on them."""
-    questions = [
-        exists().where(ArtifactRow.sha256 == sha256),
-        exists().where(ModelRow.sha256 == sha256, ModelRow.deleted_at.is_(None)),
-        exists().where(DatasetRow.sha256 == sha256, DatasetRow.deleted_at.is_(None)),
-        exists().where(ModelRow.sha256 == sha256, JobRow.model_id == ModelRow.id, JobRow.state.not_in(FINAL)),
-        exists().where(DatasetRow.sha256 == sha256, JobRow.dataset_id == DatasetRow.id, JobRow.state.not_in(FINAL)),
-        exists().where(
-            DatasetRow.sha256 == sha256,
-            JobInputRow.dataset_id == DatasetRow.id,
-            JobInputRow.job_id == JobRow.id,
-            JobRow.state.not_in(FINAL),
-        ),
-    ]
-    return any(session.execute(select(question)).scalar_one() for question in questions)
+def referenced_blobs(session: Session, digests: Collection[str], *, keep_seconds: float) -> set[str]:
+    """Which of these stored files are needed: by an artifact, by an upload that lives or was deleted less than
+    `keep_seconds` ago, or by a job that has not ended and works on a deleted upload."""
+    deleted_since = now(session) - timedelta(seconds=keep_seconds)
+    unfinished = JobRow.state.not_in(FINAL)
+    questions = [select(ArtifactRow.sha256).where(ArtifactRow.sha256.in_(digests))]
+    for table in (ModelRow, DatasetRow):
+        kept = or_(table.deleted_at.is_(None), table.deleted_at > deleted_since)
+        questions.append(select(table.sha256).where(table.sha256.in_(digests), kept))
+    for table, of_job in (
+        (ModelRow, JobRow.model_id == ModelRow.id),
+        (DatasetRow, JobRow.dataset_id == DatasetRow.id),
+        (DatasetRow, and_(JobInputRow.job_id == JobRow.id, JobInputRow.dataset_id == DatasetRow.id)),
+    ):
+        questions.append(select(table.sha256).where(table.sha256.in_(digests), of_job, unfinished))
+    return set(session.execute(union(*questions)).scalars())

@@ -1,0 +1,366 @@
+"""Whether a recipe can run on a model and data, told from their inspections alone; the API asks before it accepts a job, the
+runner once more before it starts.
+
+The rules of data roles are written here and nowhere else:
+
+* `prune_weights` decides on `selection`; `finetune` learns from `train`; figures are taken on `test`.
+* One dataset alone is split by class: into halves for selection and test, or, if the recipe learns, into 60 % train,
+  20 % selection and 20 % test. A lone `test` dataset is never split: it is not for decisions.
+* Several datasets keep their roles whole.
+"""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Literal, get_args
+
+from jobs.inspection import DatasetInspection, LayerInfo, ModelInspection
+from jobs.recipe import Finetune, Preprocess, PruneWeights, Step
+
+Role = Literal["train", "selection", "test"]
+ROLES: tuple[Role, ...] = get_args(Role)
+NEEDS: dict[str, tuple[Role, str]] = {
+    "prune_weights": ("selection", "decides on selection images"),
+    "finetune": ("train", "learns from training images"),
+}
+
+_INPUT_DTYPES = ("float16", "float32", "float64", "uint8")
+
+# Multiply-adds a second that one slow core does at the least in a convolution; only for an order of magnitude.
+_MACS_PER_SECOND = 2e10
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A reason why a job can't run, and the JSON pointer to the part of the request that it is about."""
+
+    pointer: str
+    message: str
+    hint: str | None = None
+
+
+def learns(recipe: Iterable[Step]) -> bool:
+    """Whether any step trains the model."""
+    return any(NEEDS[step.kind][0] == "train" for step in recipe)
+
+
+def split_of(role: Role, *, learns: bool) -> dict[Role, float] | None:
+    """The fractions into which a dataset given alone for `role` is split; None if it stays whole."""
+    if role == "test":
+        return None
+    if learns:
+        return {"train": 0.6, "selection": 0.2, "test": 0.2}
+    return {"selection": 0.5, "test": 0.5}
+
+
+def roles_played(given: Collection[Role], *, learns: bool) -> frozenset[Role]:
+    """The roles that have images once a dataset given alone was split."""
+    if len(given) == 1:
+        (role,) = given
+        return frozenset(split_of(role, learns=learns) or given)
+    return frozenset(given)
+
+
+def check_recipe(
+    recipe: Sequence[Step],
+    data: Mapping[Role, DatasetInspection],
+    model: ModelInspection,
+    preprocess: Preprocess | None,
+) -> list[Problem]:
+    """Everything that is known to be wrong with a job before it runs; empty if nothing is."""
+    problems = [*_model_problems(model), *_missing_roles(recipe, data)]
+    for role, dataset in data.items():
+        problems += _dataset_problems(role, dataset, model, preprocess)
+    problems += _preprocess_problems(data, preprocess)
+    for index, step in enumerate(recipe):
+        problems += _step_problems(f"/recipe/{index}", step, recipe, data, model)
+    return problems
+
+
+def fitted_shape(dataset: DatasetInspection, preprocess: Preprocess | None) -> tuple[int | str, ...]:
+    """The shape of one image, channels first, after resizing and cropping."""
+    channels, *sides = dataset.shape
+    if preprocess is None or dataset.format != "image_folder" or len(sides) != 2:
+        return dataset.shape
+    if preprocess.resize is not None:
+        known = [side for side in sides if isinstance(side, int)]
+        short = min(known) if len(known) == 2 else None
+        sides = [
+            max(1, preprocess.resize * side // short) if short and isinstance(side, int) else side for side in sides
+        ]
+    if preprocess.crop is not None:
+        sides = [preprocess.crop, preprocess.crop]
+    return (channels, *sides)
+
+
+def fits(shape: Sequence[int | str], wanted: Sequence[int | str]) -> bool:
+    """Whether images of `shape` can be fed where `wanted` is asked; a string in `wanted` stands for any size."""
+    return len(shape) == len(wanted) and all(
+        isinstance(side, int) and (isinstance(want, str) or side == want)
+        for side, want in zip(shape, wanted, strict=True)
+    )
+
+
+def is_channels_last(shape: Sequence[int | str], wanted: Sequence[int | str]) -> bool:
+    """Whether images (C, H, W) fit the model's input only with their channels last."""
+    if len(shape) != 3 or fits(shape, wanted):
+        return False
+    channels, height, width = shape
+    return fits((height, width, channels), wanted)
+
+
+def estimate(recipe: Sequence[Step], data: Mapping[Role, DatasetInspection], model: ModelInspection) -> dict[str, Any]:
+    """Roughly what a job costs at the most: layer evaluations, multiply-adds, bytes of activations, seconds on one core."""
+    images = _images_by_role(recipe, data)
+    steps = [_step_cost(step, images, model) for step in recipe]
+    measuring = (images.get("test", 0) * 4 + images.get("selection", 0) * 2) * model.macs
+    macs = measuring + sum(int(step["macs"]) for step in steps)
+    return {
+        "images": images,
+        "steps": steps,
+        "layer_evaluations_at_most": sum(int(step["layer_evaluations_at_most"]) for step in steps),
+        "macs_at_most": macs,
+        "model_bytes": model.parameters * 4,
+        "seconds_at_most": round(macs / _MACS_PER_SECOND + 10, 1),
+        "note": "An upper bound of the right order of magnitude for one core; probing usually saves most of it.",
+    }
+
+
+def _model_problems(model: ModelInspection) -> list[Problem]:
+    problems = []
+    if len(model.inputs) != 1:
+        names = ", ".join(tensor.name for tensor in model.inputs)
+        problems.append(
+            Problem(
+                "/model", f"The model has {len(model.inputs)} inputs ({names}); a job feeds exactly one, the images."
+            )
+        )
+    first = model.inputs[0] if model.inputs else None
+    if first is not None and first.dtype not in _INPUT_DTYPES:
+        fed = ", ".join(_INPUT_DTYPES)
+        problems.append(
+            Problem("/model", f"The model's input {first.name!r} is {first.dtype}; images can be fed as {fed}.")
+        )
+    if model.classes is None:
+        shapes = ", ".join(f"{tensor.name} {_product(tensor.shape)}" for tensor in model.outputs)
+        problems.append(
+            Problem(
+                "/model",
+                f"The model's first output is not one score a class for each image ({shapes}).",
+                "Accuracy can't be measured without class scores; only classifiers can be compressed so far.",
+            )
+        )
+    return problems
+
+
+def _missing_roles(recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]) -> list[Problem]:
+    played = roles_played(data.keys(), learns=learns(recipe))
+    given = ", ".join(role for role in ROLES if role in data) or "none"
+    problems: list[Problem] = []
+    for index, step in enumerate(recipe):
+        role, why = NEEDS[step.kind]
+        if role in played or any(problem.pointer == f"/data/{role}" for problem in problems):
+            continue
+        problems.append(
+            Problem(
+                f"/data/{role}",
+                f"Step {index} ({step.kind}) {why}, but no dataset plays the role {role} (given: {given}).",
+                f'Add "{role}" to "data".' if data else 'Give a dataset: {"data": {"selection": "dst_…"}}.',
+            )
+        )
+    return problems
+
+
+def _dataset_problems(
+    role: Role, dataset: DatasetInspection, model: ModelInspection, preprocess: Preprocess | None
+) -> list[Problem]:
+    pointer = f"/data/{role}"
+    problems = []
+    if len(model.inputs) == 1:
+        taken = model.inputs[0]
+        shape, wanted = fitted_shape(dataset, preprocess), taken.shape[1:]
+        if not fits(shape, wanted) and not is_channels_last(shape, wanted):
+            problems.append(
+                Problem(
+                    pointer,
+                    f"The images are {_product(shape)} (channels first), but the model's input {taken.name!r} takes "
+                    f"{_product(wanted)}.",
+                    'Image files can be resized: "preprocess": {"resize": …, "crop": …}.'
+                    if dataset.format == "image_folder"
+                    else None,
+                )
+            )
+        if dataset.dtype == "uint8" and preprocess is None and taken.dtype != "uint8":
+            problems.append(
+                Problem(
+                    "/preprocess",
+                    f"The {role} images are stored as uint8, but the model's input {taken.name!r} is {taken.dtype}, and "
+                    "nothing says how one becomes the other.",
+                    'Give "preprocess", for instance {"scale": 0.00392156862745098} for values between 0 and 1.',
+                )
+            )
+    if dataset.labelled and model.classes is not None:
+        classes = _classes(dataset)
+        if classes > model.classes:
+            problems.append(
+                Problem(pointer, f"The data have {classes} classes, but the model gives scores for {model.classes}.")
+            )
+    return problems
+
+
+def _preprocess_problems(data: Mapping[Role, DatasetInspection], preprocess: Preprocess | None) -> list[Problem]:
+    if preprocess is None or not data:
+        return []
+    problems = []
+    channels = next(iter(data.values())).shape[0]
+    for name, values in (("mean", preprocess.mean), ("std", preprocess.std)):
+        if len(values) not in (1, channels):
+            problems.append(
+                Problem(
+                    f"/preprocess/{name}",
+                    f"{name} has {len(values)} values, but the images have {channels} channels.",
+                    "Give one value, or one a channel.",
+                )
+            )
+    arrays = [role for role, dataset in data.items() if dataset.format != "image_folder"]
+    problems.extend(
+        Problem(
+            f"/preprocess/{name}",
+            f"{name} works on image files, but the {arrays[0]} data are arrays.",
+            "Resize arrays before uploading them.",
+        )
+        for name in ("resize", "crop")
+        if arrays and getattr(preprocess, name) is not None
+    )
+    return problems
+
+
+def _step_problems(
+    pointer: str, step: Step, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection], model: ModelInspection
+) -> list[Problem]:
+    match step:
+        case PruneWeights():
+            return [*_layer_problems(pointer, step, model), *_sample_problems(pointer, step, recipe, data)]
+        case Finetune():
+            return _loss_problems(pointer, step, recipe, data)
+
+
+def _layer_problems(pointer: str, step: PruneWeights, model: ModelInspection) -> list[Problem]:
+    names = [layer.name for layer in model.layers]
+    problems = []
+    for index, name in enumerate(step.exclude):
+        if name not in names:
+            close = get_close_matches(name, names, n=1, cutoff=0.0)
+            hint = f"Did you mean {close[0]!r}?" if close else None
+            problems.append(Problem(f"{pointer}/exclude/{index}", f"The model has no layer called {name!r}.", hint))
+    reasons = {layer.name: _why_not(layer, step) for layer in model.layers}
+    if all(reason is not None for reason in reasons.values()):
+        listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:10])
+        problems.append(
+            Problem(pointer, f"{step.kind} can't work on any layer of the model ({listed or 'it has no layers'}).")
+        )
+    return problems
+
+
+def _why_not(layer: LayerInfo, step: PruneWeights) -> str | None:
+    if layer.name in step.exclude:
+        return "excluded"
+    eligibility = layer.steps.get(step.kind)
+    if eligibility is None or eligibility.eligible:
+        return None
+    return eligibility.reason or "not eligible"
+
+
+def _sample_problems(
+    pointer: str, step: PruneWeights, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
+) -> list[Problem]:
+    if step.images_per_class is None:
+        return []
+    fraction, source = _source_of("selection", recipe, data)
+    if source is None or not source.class_counts:
+        return []
+    name, count = min(source.class_counts.items(), key=lambda item: item[1])
+    # Rounding may give a class one image more than its fraction; the runner counts exactly.
+    available = int(count * fraction + 0.5)
+    if step.images_per_class <= available:
+        return []
+    part = "" if fraction == 1 else f" in the {fraction:.0%} of the data that are for selection"
+    return [
+        Problem(
+            f"{pointer}/images_per_class",
+            f"{step.images_per_class} images are asked of each class, but class {name!r} has {available}{part}.",
+            f"Ask for {available} at the most, or leave it out to take as many as the smallest class has.",
+        )
+    ]
+
+
+def _loss_problems(
+    pointer: str, step: Finetune, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
+) -> list[Problem]:
+    _, source = _source_of("train", recipe, data)
+    if step.loss != "labels" or source is None or source.labelled:
+        return []
+    return [
+        Problem(
+            f"{pointer}/loss",
+            "The loss is to come from labels, but the training data have none.",
+            'Use "distillation", or "auto", which takes labels where there are any.',
+        )
+    ]
+
+
+def _source_of(
+    role: Role, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
+) -> tuple[float, DatasetInspection | None]:
+    """Which dataset the images of a role come from, and what fraction of it they are."""
+    if len(data) == 1:
+        ((given, dataset),) = data.items()
+        fractions = split_of(given, learns=learns(recipe))
+        if fractions is not None:
+            return fractions.get(role, 0.0), dataset if role in fractions else None
+    return 1.0, data.get(role)
+
+
+def _images_by_role(recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]) -> dict[Role, int]:
+    images: dict[Role, int] = {}
+    for role in ROLES:
+        fraction, source = _source_of(role, recipe, data)
+        if source is not None:
+            images[role] = round(source.images * fraction)
+    return images
+
+
+def _step_cost(step: Step, images: Mapping[Role, int], model: ModelInspection) -> dict[str, Any]:
+    match step:
+        case PruneWeights():
+            eligible = sum(_why_not(layer, step) is None for layer in model.layers)
+            layers = min(eligible, step.stop.layers or eligible)
+            # L + (L-1) + … sensitivities, and each subject layer tried at every rate.
+            probes = sum(eligible - done for done in range(layers))
+            rates = int((step.max_rate - step.first_rate) / step.rate_step) + 1
+            evaluations = probes + layers * rates
+            seen = images.get("selection", 0)
+            return {
+                "kind": step.kind,
+                "layer_evaluations_at_most": evaluations,
+                "images": seen,
+                "macs": evaluations * seen * model.macs,
+            }
+        case Finetune():
+            seen = images.get("train", 0) * step.epochs
+            return {
+                "kind": step.kind,
+                "layer_evaluations_at_most": 0,
+                "images": seen,
+                "macs": 3 * seen * model.macs,  # forward, and twice as much backward
+            }
+
+
+def _classes(dataset: DatasetInspection) -> int:
+    if dataset.format == "image_folder":
+        return len(dataset.class_counts)
+    return max((int(name) for name in dataset.class_counts), default=-1) + 1
+
+
+def _product(shape: Sequence[int | str]) -> str:
+    return " x ".join(str(side) for side in shape) or "a single number"

@@ -1,0 +1,213 @@
+"""What can be told to be wrong with a job from inspections alone, and where in the request it stands."""
+
+from typing import Any
+
+import pytest
+
+from jobs.inspection import DatasetInspection, Eligibility, LayerInfo, ModelInspection, TensorInfo
+from jobs.preflight import Problem, Role, check_recipe, estimate, fitted_shape, is_channels_last, roles_played
+from jobs.recipe import Finetune, Preprocess, PruneWeights, Step
+
+TO_UNIT = Preprocess(scale=1 / 255)
+
+
+def layer(name: str, reason: str | None = None) -> LayerInfo:
+    return LayerInfo(
+        name=name,
+        kind="conv2d",
+        weight_shape=(16, 3, 3, 3),
+        output_shape=(16, 32, 32),
+        parameters=432,
+        macs=442_368,
+        steps={"prune_weights": Eligibility(eligible=reason is None, reason=reason)},
+    )
+
+
+def model(**changes: Any) -> ModelInspection:
+    values: dict[str, Any] = {
+        "format": "onnx",
+        "inputs": (TensorInfo(name="image", dtype="float32", shape=("N", 3, 32, 32)),),
+        "outputs": (TensorInfo(name="logits", dtype="float32", shape=("N", 10)),),
+        "batch_size": None,
+        "classes": 10,
+        "parameters": 1000,
+        "macs": 500_000,
+        "layers": (layer("layer1.conv1"), layer("layer1.conv2"), layer("fc", "it has only 4 weights")),
+        "operators": {},
+    }
+    return ModelInspection(**(values | changes))
+
+
+def data(**changes: Any) -> DatasetInspection:
+    values: dict[str, Any] = {
+        "format": "npz",
+        "images": 100,
+        "shape": (3, 32, 32),
+        "dtype": "uint8",
+        "labelled": True,
+        "class_counts": {str(label): 10 for label in range(10)},
+    }
+    return DatasetInspection(**(values | changes))
+
+
+def prune(**options: Any) -> PruneWeights:
+    return PruneWeights(kind="prune_weights", **options)
+
+
+def finetune(**options: Any) -> Finetune:
+    return Finetune(kind="finetune", **options)
+
+
+def check(
+    recipe: tuple[Step, ...] = (prune(),),
+    given: dict[Role, DatasetInspection] | None = None,
+    network: ModelInspection | None = None,
+    preprocess: Preprocess | None = TO_UNIT,
+) -> list[Problem]:
+    return check_recipe(recipe, {"selection": data()} if given is None else given, network or model(), preprocess)
+
+
+def test_a_job_that_can_run_has_no_problem() -> None:
+    assert check() == []
+    assert check((prune(), finetune())) == []
+    assert check((finetune(),), {"train": data(), "test": data()}) == []
+
+
+def test_missing_role_is_named_with_the_step_that_needs_it() -> None:
+    (problem,) = check(given={})
+    assert problem.pointer == "/data/selection"
+    assert problem.message == (
+        "Step 0 (prune_weights) decides on selection images, but no dataset plays the role selection (given: none)."
+    )
+    (problem,) = check((prune(), finetune(), finetune()), {"selection": data(), "test": data()})
+    assert problem.pointer == "/data/train"
+    assert "Step 1 (finetune) learns from training images" in problem.message
+
+
+def test_test_data_alone_are_not_for_decisions() -> None:
+    (problem,) = check(given={"test": data()})
+    assert (problem.pointer, problem.hint) == ("/data/selection", 'Add "selection" to "data".')
+
+
+def test_one_dataset_alone_plays_every_role_that_the_recipe_needs() -> None:
+    assert roles_played({"selection"}, learns=False) == {"selection", "test"}
+    assert roles_played({"train"}, learns=True) == {"train", "selection", "test"}
+    assert roles_played({"test"}, learns=True) == {"test"}
+    assert roles_played({"train", "test"}, learns=True) == {"train", "test"}
+
+
+def test_images_of_another_size_are_refused_with_both_shapes() -> None:
+    (problem,) = check(given={"selection": data(shape=(1, 28, 28))})
+    assert problem == Problem(
+        "/data/selection",
+        "The images are 1 x 28 x 28 (channels first), but the model's input 'image' takes 3 x 32 x 32.",
+    )
+
+
+def test_open_sizes_of_the_model_take_any_image() -> None:
+    network = model(inputs=(TensorInfo(name="image", dtype="float32", shape=("N", 3, "H", "W")),))
+    assert check(given={"selection": data(shape=(3, 17, 40))}, network=network) == []
+
+
+def test_models_that_take_channels_last_are_served() -> None:
+    network = model(inputs=(TensorInfo(name="image", dtype="float32", shape=("N", 32, 32, 3)),))
+    assert check(network=network) == []
+    assert is_channels_last((3, 32, 32), (32, 32, 3))
+    assert not is_channels_last((3, 32, 32), (3, 32, 32))
+
+
+def test_image_files_fit_once_they_are_resized_and_cropped() -> None:
+    folder = data(format="image_folder", shape=(3, "height", "width"))
+    (problem,) = check(given={"selection": folder})
+    assert problem.pointer == "/data/selection"
+    assert "3 x height x width" in problem.message
+    assert "resize" in (problem.hint or "")
+    assert check(given={"selection": folder}, preprocess=Preprocess(scale=1 / 255, resize=36, crop=32)) == []
+    square = data(format="image_folder", shape=(3, 64, 96))
+    assert fitted_shape(square, Preprocess(resize=32)) == (3, 32, 48)
+
+
+def test_uint8_without_preprocess_is_refused_unless_the_model_takes_it() -> None:
+    (problem,) = check(preprocess=None)
+    assert problem.pointer == "/preprocess"
+    assert "stored as uint8, but the model's input 'image' is float32" in problem.message
+    assert check(given={"selection": data(dtype="float32")}, preprocess=None) == []
+    takes_bytes = model(inputs=(TensorInfo(name="image", dtype="uint8", shape=("N", 3, 32, 32)),))
+    assert check(network=takes_bytes, preprocess=None) == []
+
+
+def test_preprocess_that_does_not_fit_the_data_is_refused() -> None:
+    problems = check(preprocess=Preprocess(scale=1 / 255, mean=(0.5, 0.5), std=(0.5, 0.5, 0.5, 0.5), resize=32))
+    assert [problem.pointer for problem in problems] == ["/preprocess/mean", "/preprocess/std", "/preprocess/resize"]
+    assert problems[0].message == "mean has 2 values, but the images have 3 channels."
+
+
+def test_more_classes_than_scores_are_refused() -> None:
+    (problem,) = check(given={"selection": data(class_counts={"0": 5, "12": 5})})
+    assert problem.message == "The data have 13 classes, but the model gives scores for 10."
+    folder = data(format="image_folder", class_counts={f"class {number}": 2 for number in range(11)})
+    (problem,) = check(given={"selection": folder})
+    assert "have 11 classes" in problem.message
+
+
+def test_excluded_layer_that_does_not_exist_is_refused_with_the_closest_name() -> None:
+    (problem,) = check((finetune(), prune(exclude=("layer1.conv2", "layer1.cnv1"))))
+    assert problem == Problem(
+        "/recipe/1/exclude/1", "The model has no layer called 'layer1.cnv1'.", "Did you mean 'layer1.conv1'?"
+    )
+
+
+def test_recipe_without_any_layer_to_work_on_is_refused_with_the_reasons() -> None:
+    (problem,) = check((prune(exclude=("layer1.conv1", "layer1.conv2")),))
+    assert problem.pointer == "/recipe/0"
+    assert "layer1.conv1: excluded; layer1.conv2: excluded; fc: it has only 4 weights" in problem.message
+
+
+def test_more_images_per_class_than_the_smallest_class_has_are_refused() -> None:
+    given: dict[Role, DatasetInspection] = {"selection": data(class_counts={"0": 90, "1": 8}), "test": data()}
+    assert check((prune(images_per_class=8),), given) == []
+    (problem,) = check((prune(images_per_class=9),), given)
+    assert problem.pointer == "/recipe/0/images_per_class"
+    assert "class '1' has 8" in problem.message
+    # Alone it is halved first.
+    (problem,) = check((prune(images_per_class=8),), {"selection": given["selection"]})
+    assert "class '1' has 4 in the 50% of the data that are for selection" in problem.message
+
+
+def test_loss_from_labels_needs_labels() -> None:
+    unlabelled = data(labelled=False, class_counts={})
+    given: dict[Role, DatasetInspection] = {"train": unlabelled, "selection": data()}
+    (problem,) = check((finetune(loss="labels"),), given)
+    assert problem.pointer == "/recipe/0/loss"
+    assert check((finetune(loss="auto"),), given) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": None}, "first output is not one score a class"),
+        (
+            {"inputs": (*model().inputs, TensorInfo(name="mask", dtype="float32", shape=("N", 1)))},
+            r"has 2 inputs \(image, mask\)",
+        ),
+        (
+            {"inputs": (TensorInfo(name="image", dtype="bfloat16", shape=("N", 3, 32, 32)),)},
+            "images can be fed as float16, float32, float64, uint8",
+        ),
+    ],
+)
+def test_models_that_are_no_image_classifiers_are_refused(changes: dict[str, Any], message: str) -> None:
+    (problem,) = check(network=model(**changes))
+    assert problem.pointer == "/model"
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(problem.message)
+
+
+def test_estimate_bounds_the_work_from_above() -> None:
+    cost = estimate((prune(max_rate=0.9, rate_step=0.1), finetune(epochs=2)), {"selection": data()}, model())
+    assert cost["images"] == {"train": 60, "selection": 20, "test": 20}
+    # Two eligible layers: 2 + 1 sensitivities, and nine rates for each.
+    assert cost["layer_evaluations_at_most"] == 3 + 2 * 9
+    assert cost["steps"][0]["macs"] == 21 * 20 * 500_000
+    assert cost["steps"][1]["macs"] == 3 * 2 * 60 * 500_000
+    assert cost["seconds_at_most"] > 0
