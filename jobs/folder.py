@@ -78,7 +78,7 @@ class Progress(Value):
     type: Literal["progress", "event"]
     phase: str = Field(max_length=64, description="reading, baseline, prune_weights, writing, verifying, …")
     fraction: float | None = Field(default=None, ge=0, le=1, description="Of the whole job.")
-    step: int | None = Field(default=None, ge=0, description="Index of the recipe's step, from 0.")
+    step: int | None = Field(default=None, ge=0, le=1000, description="Index of the recipe's step, from 0.")
     message: str | None = Field(default=None, max_length=1000)
     data: dict[str, Any] = Field(default_factory=dict)
 

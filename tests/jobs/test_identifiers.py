@@ -10,7 +10,7 @@ from jobs.identifiers import Prefix, is_id, new_id
 @pytest.mark.parametrize("prefix", ["mdl", "dst", "job", "art"])
 def test_a_new_id_is_an_id_of_its_kind_only(prefix: Prefix) -> None:
     made = new_id(prefix)
-    assert [kind for kind in ("mdl", "dst", "job", "art") if is_id(made, kind)] == [prefix]  # type: ignore[arg-type]
+    assert [kind for kind in ("mdl", "dst", "job", "art") if is_id(made, kind)] == [prefix]
     assert len(made) == 30
 
 

@@ -9,7 +9,6 @@ from jobs.states import FINAL, TRANSITIONS, JobState, sources
 LEGAL = {
     ("queued", "running"),
     ("queued", "cancelled"),
-    ("queued", "failed"),
     ("running", "succeeded"),
     ("running", "failed"),
     ("running", "cancelling"),

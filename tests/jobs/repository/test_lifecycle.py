@@ -207,7 +207,10 @@ class TestLease:
 class TestProgress:
     def test_what_the_runner_told_is_kept_in_order(self, database: Database, queued_job: JobRow) -> None:
         token = claim(database, queued_job.id)
-        told = [("step_started", {"step": 0}), ("step_ended", {"step": 0, "dropped_pp": 0.25})]
+        told: list[tuple[str, dict[str, Any]]] = [
+            ("step_started", {"step": 0}),
+            ("step_ended", {"step": 0, "dropped_pp": 0.25}),
+        ]
         with database.writing() as session:
             record_progress(
                 session, queued_job.id, token, phase="pruning", fraction=0.5, step=0, message="half", events=told
@@ -303,7 +306,7 @@ class TestInspections:
                 else:
                     HOLDERS_WRITES[end](session, job.id, token)
         with database.reading() as session:
-            row: ModelRow | DatasetRow = session.execute(select(table)).scalar_one()
+            row: Any = session.execute(select(table)).scalar_one()  # of either table
         assert (row.state, row.version, row.inspected_at) == (state, 2, clock())
         assert (row.inspection is not None) == (end == "succeed")
         assert (row.error is not None) == (end != "succeed")

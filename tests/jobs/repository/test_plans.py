@@ -51,7 +51,7 @@ def full_database(database: Database, clock: Clock) -> Database:
         }
         for number in range(MANY)
     ]  # fmt: skip
-    jobs = [
+    jobs: list[dict[str, Any]] = [
         {
             "id": f"job_{number:026}", "kind": "compress", "state": state_of(number), "version": 1, "last_event": 1,
             "request": {}, "model_id": f"mdl_{number:026}",
