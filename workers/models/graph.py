@@ -2,14 +2,17 @@
 
 Both readers build it, every step rewrites it, both writers emit it. Its rules:
 
-* every node is a placeholder, a `get_attr` of a parameter or buffer, a `call_function` of an operator in `OPERATORS`, or the output;
+* every node is a placeholder, a `get_attr` of a parameter or buffer, a `call_function` of one of `OPERATORS`, or the output;
 * the output is a tuple of nodes, one for each entry of `ModelGraph.outputs`;
 * parameters and buffers keep the uploader's names (`layer1.0.conv1.weight`), and nothing else is reachable from the module;
-* convolutions are `aten.conv2d`, `aten.conv_transpose2d.input` and linear layers `aten.linear`, batch normalisation is `aten.batch_norm`
-  in evaluation mode, whatever form they had in the file;
+* convolutions are `aten.conv2d` and `aten.conv_transpose2d.input`, linear layers are `aten.linear`, batch normalisation is
+  `aten.batch_norm` in evaluation mode, whatever form they had in the file; their arguments are all there, by position;
+* every form of view, flatten and squeeze is one `aten.reshape`; where one size varies with the input, that one is `-1`;
 * the module never changes shape with the batch unless `batch_size` says that only one size is possible.
 """
 
+import operator
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -19,6 +22,80 @@ from torch import Tensor, fx, nn
 aten = torch.ops.aten
 
 LayerKind = Literal["conv2d", "conv_transpose2d", "linear"]
+
+# All that a graph may call, in one canonical form each: readers make everything else into these, writers know each of them.
+OPERATORS: frozenset[object] = frozenset(
+    {
+        aten.conv2d.default,
+        aten.conv_transpose2d.input,
+        aten.linear.default,
+        aten.batch_norm.default,
+        aten.layer_norm.default,
+        aten.group_norm.default,
+        # activations
+        aten.relu.default,
+        aten.clamp.default,
+        aten.leaky_relu.default,
+        aten.prelu.default,
+        aten.elu.default,
+        aten.gelu.default,
+        aten.sigmoid.default,
+        aten.hardsigmoid.default,
+        aten.silu.default,
+        aten.hardswish.default,
+        aten.mish.default,
+        aten.tanh.default,
+        aten.softplus.default,
+        aten.softmax.int,
+        aten.log_softmax.int,
+        # arithmetic; the second operand may be a number
+        aten.add.Tensor,
+        aten.sub.Tensor,
+        aten.mul.Tensor,
+        aten.div.Tensor,
+        aten.pow.Tensor_Scalar,
+        aten.maximum.default,
+        aten.minimum.default,
+        aten.matmul.default,
+        aten.abs.default,
+        aten.neg.default,
+        aten.exp.default,
+        aten.log.default,
+        aten.sqrt.default,
+        aten.reciprocal.default,
+        aten.erf.default,
+        aten.floor.default,
+        aten.ceil.default,
+        aten.to.dtype,
+        # pooling and reductions
+        aten.max_pool2d.default,
+        aten.avg_pool2d.default,
+        aten.adaptive_avg_pool2d.default,
+        aten.mean.dim,
+        aten.sum.dim_IntList,
+        aten.amax.default,
+        aten.amin.default,
+        aten.argmax.default,
+        # shape
+        aten.reshape.default,
+        aten.permute.default,
+        aten.expand.default,
+        aten.cat.default,
+        aten.slice.Tensor,
+        aten.select.int,
+        aten.pad.default,
+        aten.upsample_nearest2d.vec,
+        aten.upsample_bilinear2d.vec,
+        aten.pixel_shuffle.default,
+        aten.pixel_unshuffle.default,
+        # sizes that vary with the input, as numbers
+        aten.sym_size.int,
+        operator.add,
+        operator.sub,
+        operator.mul,
+        operator.floordiv,
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -40,6 +117,7 @@ class ModelGraph:
     batch_size: int | None  # the one batch size that the network takes, or None if any will do
     producer: str | None = None
     opset: int | None = None
+    warnings: tuple[str, ...] = ()  # what the reader assumed or changed
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         outputs = self.module(*inputs)
@@ -89,8 +167,9 @@ def layers(graph: ModelGraph) -> list[Layer]:
             bias=_parameter_name(node, 2),
             weight_shape=tuple(parameter(graph, weight).shape),
             used_by=(node.name,),
-            **_geometry(node, kind),
         )
+        if kind != "linear":
+            found[weight] = _with_geometry(found[weight], node)
     return list(found.values())
 
 
@@ -119,8 +198,6 @@ def set_parameter(graph: ModelGraph, name: str, value: Tensor) -> None:
 
 def copy_graph(graph: ModelGraph) -> ModelGraph:
     """A copy that shares nothing with the original."""
-    from copy import deepcopy
-
     return replace(graph, module=deepcopy(graph.module))
 
 
@@ -131,17 +208,17 @@ def _parameter_name(node: fx.Node, position: int) -> str | None:
     return None
 
 
-def _geometry(node: fx.Node, kind: LayerKind) -> dict[str, object]:
-    if kind == "linear":
-        return {}
+def _with_geometry(layer: Layer, node: fx.Node) -> Layer:
     # conv2d(input, weight, bias, stride, padding, dilation, groups)
     # conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
-    at = {"conv2d": (3, 4, 5, 6), "conv_transpose2d": (3, 4, 7, 6)}[kind]
-    defaults: tuple[object, ...] = ([1, 1], [0, 0], [1, 1], 1)
-    stride, padding, dilation, groups = (
-        node.args[place] if len(node.args) > place else default for place, default in zip(at, defaults, strict=True)
+    dilation, groups = (5, 6) if layer.kind == "conv2d" else (7, 6)
+    return replace(
+        layer,
+        stride=_pair(node.args[3]),
+        padding=_pair(node.args[4]),
+        dilation=_pair(node.args[dilation]),
+        groups=int(str(node.args[groups])),
     )
-    return {"stride": _pair(stride), "padding": _pair(padding), "dilation": _pair(dilation), "groups": int(str(groups))}
 
 
 def _pair(value: object) -> tuple[int, int]:

@@ -1,0 +1,293 @@
+"""What stock torch exports is read into the canonical graph, with the same results and the same names."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+from torch.nn import functional as f
+
+from jobs.errors import ModelRefused
+from tests.workers.networks import SmallCnn, graph_of, save_pt2, small_cnn
+from workers.models.graph import OPERATORS, ModelGraph, layers, parameter
+from workers.models.read_pt2 import read_pt2
+
+
+class Applied(nn.Module):
+    """A function as a network."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.function(image)
+
+
+def image(*shape: int) -> Tensor:
+    return torch.rand(shape or (2, 4, 8, 8), generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def targets(graph: ModelGraph) -> list[object]:
+    return [node.target for node in graph.module.graph.nodes if node.op == "call_function"]
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": f.relu,
+    "relu6": f.relu6,
+    "hardtanh": lambda x: f.hardtanh(x, -0.3, 0.4),
+    "clamp": lambda x: x.clamp(-0.2, 0.5),
+    "clamp_min": lambda x: x.clamp_min(-0.2),
+    "leaky_relu": f.leaky_relu,
+    "elu": f.elu,
+    "selu": f.selu,
+    "gelu": f.gelu,
+    "gelu_tanh": lambda x: f.gelu(x, approximate="tanh"),
+    "sigmoid": torch.sigmoid,
+    "hardsigmoid": f.hardsigmoid,
+    "silu": f.silu,
+    "hardswish": f.hardswish,
+    "mish": f.mish,
+    "tanh": torch.tanh,
+    "softplus": lambda x: f.softplus(x, beta=2.0),
+    "softmax": lambda x: f.softmax(x, 1),
+    "log_softmax": lambda x: f.log_softmax(x, -1),
+    "exp_log_sqrt": lambda x: (x.exp().log().abs() + 1).sqrt(),
+    "rsqrt": lambda x: (x.abs() + 1).rsqrt(),
+    "square": torch.square,
+    "reciprocal": lambda x: (x + 3).reciprocal(),
+    "power": lambda x: x**3,
+    "arithmetic": lambda x: (x * 2 + 1) / 3 - x,
+    "reverse_subtraction": lambda x: 1 - x,
+    "alpha": lambda x: torch.add(x, x * x, alpha=2),
+    "maximum": lambda x: torch.maximum(x, -x),
+    "minimum": lambda x: torch.minimum(x, x * x),
+    "erf": torch.erf,
+    "dropout": lambda x: f.dropout(x, 0.5, training=False),
+    "max_pool": lambda x: f.max_pool2d(x, 3, 2, 1),
+    "max_pool_rounded_up": lambda x: f.max_pool2d(x, 3, 2, ceil_mode=True),
+    "average_pool": lambda x: f.avg_pool2d(x, 3, 2, 1, count_include_pad=False),
+    "average_pool_divisor": lambda x: f.avg_pool2d(x, 2, divisor_override=3),
+    "global_average": lambda x: f.adaptive_avg_pool2d(x, 1),
+    "adaptive_average_of_equal_windows": lambda x: f.adaptive_avg_pool2d(x, (4, 2)),
+    "adaptive_average_of_unequal_windows": lambda x: f.adaptive_avg_pool2d(x, (3, 5)),
+    "adaptive_maximum": lambda x: f.adaptive_max_pool2d(x, 1),
+    "mean": lambda x: x.mean((2, 3)),
+    "mean_kept": lambda x: x.mean((2, 3), keepdim=True),
+    "sum": lambda x: x.sum(1),
+    "maximum_along": lambda x: x.amax((2, 3)),
+    "flatten": lambda x: x.flatten(1),
+    "view": lambda x: x.view(x.size(0), -1),
+    "view_with_a_number": lambda x: x.view(-1, 4 * 8 * 8),
+    "reshape": lambda x: x.reshape(x.shape[0], 2, 2, 8, 8),
+    "unflatten": lambda x: x.unflatten(1, (2, 2)),
+    "squeeze": lambda x: x.mean((2, 3), keepdim=True).squeeze(-1).squeeze(-1),
+    "unsqueeze": lambda x: x.unsqueeze(1),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "transpose": lambda x: x.transpose(1, 2),
+    "concatenation": lambda x: torch.cat([x, x * 2], 1),
+    "stack": lambda x: torch.stack([x, x * 2], 1),
+    "slice": lambda x: x[:, 1:3, ::2, :-1],
+    "select": lambda x: x[:, 1],
+    "chunk": lambda x: torch.cat(x.chunk(2, 1)[::-1], 1),
+    "split": lambda x: torch.cat(x.split([1, 3], 1)[::-1], 1),
+    "unbind": lambda x: x.unbind(1)[2],
+    "channel_shuffle": lambda x: x.view(-1, 2, 2, 8, 8).transpose(1, 2).reshape(-1, 4, 8, 8),
+    "zero_padding": lambda x: f.pad(x, (1, 2, 0, 1)),
+    "channel_padding": lambda x: f.pad(x, (0, 0, 0, 0, 2, 2)),
+    "reflection_padding": lambda x: f.pad(x, (1, 2, 2, 1), mode="reflect"),
+    "replication_padding": lambda x: f.pad(x, (1, 2, 2, 1), mode="replicate"),
+    "nearest": lambda x: f.interpolate(x, scale_factor=2.0),
+    "nearest_to_size": lambda x: f.interpolate(x, size=(12, 20)),
+    "bilinear": lambda x: f.interpolate(x, scale_factor=2.0, mode="bilinear"),
+    "bilinear_corners": lambda x: f.interpolate(x, size=(12, 20), mode="bilinear", align_corners=True),
+    "pixel_shuffle": lambda x: f.pixel_shuffle(x, 2),
+    "pixel_unshuffle": lambda x: f.pixel_unshuffle(x, 2),
+    "matrix_product": lambda x: x @ x.transpose(2, 3),
+    "expand": lambda x: x[:, :1].expand(-1, 4, -1, -1) + x,
+    "cast": lambda x: x.half().float(),
+    "normalize": lambda x: (x - x.mean(1, keepdim=True)) / 2,
+    "number_of_images": lambda x: x * x.size(0),
+    "in_place": lambda x: f.relu(x * 1, inplace=True) + 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("decomposed", [False, True], ids=["as_exported", "decomposed"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_function_computes_the_same(name: str, decomposed: bool, tmp_path: Path) -> None:
+    network, path = Applied(FUNCTIONS[name]), tmp_path / "network.pt2"
+    program = torch.export.export(network, (image(),), dynamic_shapes=({0: Dim("n")},))
+    torch.export.save(program.run_decompositions() if decomposed else program, path)
+    graph = read_pt2(path)
+    given = image(3, 4, 8, 8)
+    torch.testing.assert_close(graph(given)[0], network(given), rtol=1e-5, atol=1e-5)
+    assert graph.batch_size is None
+    assert set(targets(graph)) <= OPERATORS
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "conv": lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+    "conv_same": lambda: nn.Conv2d(4, 6, 3, padding="same", dilation=2),
+    "conv_same_even": lambda: nn.Conv2d(4, 6, (2, 4), padding="same"),
+    "conv_valid": lambda: nn.Conv2d(4, 6, 3, padding="valid", bias=False),
+    "conv_transpose": lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1, output_padding=1, groups=2),
+    "batch_norm": lambda: nn.BatchNorm2d(4),
+    "batch_norm_without_weights": lambda: nn.BatchNorm2d(4, affine=False),
+    "group_norm": lambda: nn.GroupNorm(2, 4),
+    "layer_norm": lambda: nn.LayerNorm((8, 8)),
+    "prelu": lambda: nn.PReLU(4),
+    "linear": lambda: nn.Linear(8, 5),
+    "classifier": lambda: nn.Sequential(nn.Flatten(), nn.Linear(256, 5)),
+}
+
+
+@pytest.mark.parametrize("decomposed", [False, True], ids=["as_exported", "decomposed"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_layer_computes_the_same_under_the_same_names(name: str, decomposed: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, path = nn.Sequential(LAYERS[name]()).eval(), tmp_path / "network.pt2"
+    program = torch.export.export(network, (image(),), dynamic_shapes=({0: Dim("n")},))
+    torch.export.save(program.run_decompositions() if decomposed else program, path)
+    graph = read_pt2(path)
+    given = image(3, 4, 8, 8)
+    torch.testing.assert_close(graph(given)[0], network(given).detach(), rtol=1e-5, atol=1e-5)
+    assert set(dict(network.named_parameters())) <= set(graph.module.state_dict())
+
+
+def test_layers_keep_their_names_shapes_and_geometry() -> None:
+    found = layers(graph_of(small_cnn(), image(2, 1, 8, 8)))
+    assert [layer.name for layer in found] == ["conv1", "conv2", "fc"]
+    assert (found[1].weight_shape, found[1].stride, found[1].padding, found[1].groups) == (
+        (8, 8, 3, 3),
+        (1, 1),
+        (1, 1),
+        1,
+    )
+    assert (found[2].kind, found[2].bias) == ("linear", "fc.bias")
+
+
+def test_a_file_that_fixes_the_batch_takes_any_if_images_do_not_mix(tmp_path: Path) -> None:
+    network = small_cnn()
+    graph = read_pt2(save_pt2(network, image(1, 1, 8, 8), tmp_path / "n.pt2", dynamic_batch=False))
+    given = image(5, 1, 8, 8)
+    assert graph.batch_size is None
+    assert graph.inputs[0].shape == ("batch", 1, 8, 8)
+    torch.testing.assert_close(graph(given)[0], network(given).detach())
+
+
+def test_a_network_that_mixes_images_keeps_its_batch(tmp_path: Path) -> None:
+    network = Applied(lambda x: x - x.mean(0, keepdim=True))
+    graph = read_pt2(save_pt2(network, image(), tmp_path / "n.pt2", dynamic_batch=False))
+    assert graph.batch_size == 2
+    assert "exactly 2 images" in graph.warnings[0]
+    torch.testing.assert_close(graph(image())[0], network(image()))
+
+
+def test_open_image_sizes_stay_open(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Upsample(scale_factor=2), nn.Conv2d(4, 2, 1)).eval()
+    program = torch.export.export(
+        network, (image(2, 3, 8, 12),), dynamic_shapes=({0: Dim("n"), 2: Dim("h"), 3: Dim("w")},)
+    )
+    torch.export.save(program, tmp_path / "n.pt2")
+    graph = read_pt2(tmp_path / "n.pt2")
+    given = image(1, 3, 10, 6)
+    assert [isinstance(size, str) for size in graph.inputs[0].shape] == [True, False, True, True]
+    torch.testing.assert_close(graph(given)[0], network(given).detach())
+
+
+def test_training_mode_is_read_as_evaluation(tmp_path: Path) -> None:
+    network = SmallCnn().train()
+    graph = read_pt2(save_pt2(network, image(2, 1, 8, 8), tmp_path / "n.pt2"))
+    torch.testing.assert_close(graph(image(2, 1, 8, 8))[0], network.eval()(image(2, 1, 8, 8)).detach())
+    assert graph.warnings == (
+        "the model was exported in training mode; batch normalisation is used in evaluation mode",
+    )
+    assert not any("num_batches_tracked" in name for name in graph.module.state_dict())
+
+
+def test_shared_weights_are_one_layer(tmp_path: Path) -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(torch.relu(self.conv(x)))  # type: ignore[no-any-return]
+
+    found = layers(graph_of(Twice(), image()))
+    assert [(layer.name, len(layer.used_by)) for layer in found] == [("conv", 2)]
+
+
+def test_weights_in_channels_last_are_read_in_order(tmp_path: Path) -> None:
+    network = nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last)
+    graph = graph_of(network, image())
+    torch.testing.assert_close(parameter(graph, "weight"), network.weight.detach(), rtol=0, atol=0)
+    assert parameter(graph, "weight").is_contiguous()
+
+
+def test_names_that_python_reserves_are_changed_uniquely(tmp_path: Path) -> None:
+    network = nn.ModuleDict({"training_": nn.Conv2d(4, 4, 1), "graph": nn.Conv2d(4, 4, 1)})
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = network
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.parts["graph"](self.parts["training_"](x))  # type: ignore[no-any-return]
+
+    graph = graph_of(Wrapped(), image())
+    assert [layer.name for layer in layers(graph)] == ["parts.training_", "parts.graph_"]
+    torch.testing.assert_close(graph(image())[0], Wrapped()(image()).detach())
+
+
+def test_a_change_in_place_is_seen_through_every_name_of_the_tensor(tmp_path: Path) -> None:
+    def changed(x: Tensor) -> Tensor:
+        y = x * 2
+        y.add_(1)
+        return y * x
+
+    torch.testing.assert_close(graph_of(Applied(changed), image())(image())[0], changed(image()))
+
+
+def test_a_change_in_place_of_a_view_that_is_used_again_is_refused(tmp_path: Path) -> None:
+    def changed(x: Tensor) -> Tensor:
+        y = x * 2
+        y[:, :1].relu_()
+        return y
+
+    with pytest.raises(ModelRefused, match="changed in place"):
+        graph_of(Applied(changed), image())
+
+
+def test_an_unknown_operator_is_refused_with_its_place(tmp_path: Path) -> None:
+    class Sorting(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sort(1).values
+
+    with pytest.raises(ModelRefused, match="doesn't know this operator; it comes from the layer 'head'") as refused:
+        graph_of(_named("head", Sorting()), image())
+    assert refused.value.where["operator"] == "torch.ops.aten.sort.default"
+    assert refused.value.hint
+
+
+def _named(name: str, part: nn.Module) -> nn.Module:
+    whole = nn.Sequential()
+    whole.add_module(name, part)
+    return whole
+
+
+def test_a_one_dimensional_convolution_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelRefused, match="conv1d"):
+        graph_of(nn.Conv1d(4, 4, 3), image(2, 4, 8))
+
+
+def test_nan_weights_are_refused_by_name(tmp_path: Path) -> None:
+    network = small_cnn()
+    with torch.no_grad():
+        network.get_parameter("conv2.weight")[0, 0, 0, 0] = float("nan")
+    with pytest.raises(ModelRefused, match=r"1 of the 576 values of conv2\.weight are NaN or infinite") as refused:
+        graph_of(network, image(2, 1, 8, 8))
+    assert refused.value.where == {"parameter": "conv2.weight"}

@@ -1,0 +1,83 @@
+"""Writes the canonical graph as a `.pt2` file that plain `torch.export.load` reads.
+
+torch makes the archive; then it is written anew without what doesn't belong to the network: sample inputs (a pickle), places in
+source files, guards (code), times. What is left depends on the network alone, so the same network gives the same bytes.
+"""
+
+import io
+import json
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+
+from jobs.errors import VerificationFailed
+from workers.models.graph import ModelGraph
+from workers.models.input_shapes import BATCH
+from workers.models.shapes import concrete_shape
+
+ROOT = "network"
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that zip knows
+SMALLEST_GAIN = 0.98  # a weight that packing hardly shrinks is stored as it is, which loads faster
+
+
+def write_pt2(graph: ModelGraph, path: Path, *, pack_zeros: bool) -> None:
+    """Write `graph` to `path`; with `pack_zeros`, weights are compressed, so that zeros take next to no bytes."""
+    exported = io.BytesIO()
+    torch.export.save(_exported(graph), exported)
+    with zipfile.ZipFile(exported) as source, path.open("wb") as stream, zipfile.ZipFile(stream, "w") as target:
+        for entry in source.infolist():
+            place = entry.filename.partition("/")[2]
+            content = source.read(entry)
+            if place.startswith("data/sample_inputs/"):
+                content = b""  # torch.export.load wants the entry, but nothing in it
+            elif place == "models/model.json":
+                content = _without_traces(content)
+            elif place == ".data/serialization_id":
+                content = b"0" * len(content)
+            _add(target, f"{ROOT}/{place}", content, compress=pack_zeros and _is_data(place))
+
+
+def _exported(graph: ModelGraph) -> ExportedProgram:
+    example = tuple(torch.zeros(concrete_shape(spec, batch=3), dtype=spec.dtype) for spec in graph.inputs)
+    batch = Dim(BATCH, min=1)
+    shapes = tuple(
+        # Limits of other sizes follow from the network; torch works them out if it may.
+        {place: batch if size == BATCH else Dim.AUTO for place, size in enumerate(spec.shape) if isinstance(size, str)}
+        for spec in graph.inputs
+    )
+    program = torch.export.export(graph.module, example, dynamic_shapes=shapes)
+    _check_open_sizes(graph, program)
+    return program
+
+
+def _check_open_sizes(graph: ModelGraph, program: ExportedProgram) -> None:
+    given = {node.name: node.meta["val"].shape for node in program.graph.nodes if node.op == "placeholder"}
+    for spec, name in zip(graph.inputs, program.graph_signature.user_inputs, strict=True):
+        for declared, size in zip(spec.shape, given[str(name)], strict=True):
+            if isinstance(declared, str) and isinstance(size, int):
+                raise VerificationFailed(
+                    f"torch.export fixes the size {declared} of the input {spec.name} at {size}", input=spec.name
+                )
+
+
+def _without_traces(content: bytes) -> bytes:
+    program: dict[str, Any] = json.loads(content)  # Any: torch wrote it a moment ago
+    for node in program["graph_module"]["graph"]["nodes"]:
+        node["metadata"] = {}
+    program["guards_code"] = []
+    return json.dumps(program, separators=(",", ":")).encode()
+
+
+def _is_data(place: str) -> bool:
+    return place.startswith(("data/weights/", "data/constants/", "models/"))
+
+
+def _add(target: zipfile.ZipFile, name: str, content: bytes, *, compress: bool) -> None:
+    entry = zipfile.ZipInfo(name, date_time=EPOCH)
+    pays = compress and len(zlib.compress(content, 9)) < SMALLEST_GAIN * len(content)
+    entry.compress_type = zipfile.ZIP_DEFLATED if pays else zipfile.ZIP_STORED
+    target.writestr(entry, content, compresslevel=9)
