@@ -1,0 +1,168 @@
+"""What a job does with its data and its files, within this process but for the verification."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.errors import ErrorCode
+from jobs.folder import Outcome, Progress
+from jobs.report import Report
+from tests.workers.digits_network import digits, held_out, lay_out_job, save_pt2
+from workers import delivery
+from workers.runner import run_folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_pt2(tmp_path_factory.mktemp("model") / "digits.pt2")
+
+
+@pytest.fixture(autouse=True)
+def _quick_and_without_traces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Short timing on one thread; what the runner sets for its whole process is set back."""
+    monkeypatch.setattr(delivery, "LATENCY_SECONDS", 0.05)
+    monkeypatch.setenv("WINNOW_THREADS", "1")
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(False)
+
+
+def run(folder: Path) -> tuple[Outcome, list[Progress]]:
+    progress: list[Progress] = []
+    return run_folder(folder, report_progress=progress.append), progress
+
+
+def report_of(folder: Path) -> Report:
+    return Report.model_validate_json((folder / "outputs" / "report.json").read_bytes())
+
+
+def test_without_labels_accuracy_is_the_agreement_with_the_uploaded_model(tmp_path: Path, model: Path) -> None:
+    folder = lay_out_job(tmp_path / "job", model, held_out(labelled=False), outputs=["onnx"])
+    outcome, _ = run(folder)
+    assert outcome.error is None
+    report = report_of(folder)
+    assert report.measure == "agreement"
+    assert report.accuracy_before is not None
+    assert report.accuracy_before.percent == 100
+    assert report.steps[0].accuracy_before is not None
+    assert report.steps[0].accuracy_before.percent == 100
+    assert report.verdict.sentence.startswith("Agreement with the uploaded model ")
+    assert any("The data have no labels" in warning for warning in report.warnings)
+
+
+def test_lone_dataset_is_split_and_the_recipe_learns_from_its_part(tmp_path: Path, model: Path) -> None:
+    x, y = digits()
+    folder = lay_out_job(
+        tmp_path / "job",
+        model,
+        {"selection": {"x": x[900:], "y": y[900:]}},
+        recipe=[
+            {"kind": "prune_weights", "max_drop_pp": 5.0, "rate_step": 0.3},
+            {"kind": "finetune", "epochs": 2, "batch_size": 32},
+        ],
+        outputs=["pt2"],
+        target={"runtime": "torch"},
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None
+    report = report_of(folder)
+    images = {part.role: part.images for part in report.data}
+    assert sum(images.values()) == 897
+    assert images["train"] > 2 * images["selection"]
+    assert all("split by class with seed 0" in part.origin for part in report.data)
+    assert [step.kind for step in report.steps] == ["prune_weights", "finetune"]
+    pruned = {layer["layer"]: layer["zeros"] for layer in report.steps[0].details["layers"]}
+    for layer in report.layers:
+        # Learning leaves every zero where it was.
+        assert layer.weights - layer.nonzeros >= pruned[layer.name]
+
+
+def test_missed_limit_is_in_the_verdict_and_the_best_result_is_delivered(tmp_path: Path, model: Path) -> None:
+    folder = lay_out_job(
+        tmp_path / "job",
+        model,
+        held_out(),
+        recipe=[{"kind": "prune_weights", "max_drop_pp": 40.0, "rate_step": 0.3, "reference": "layer_start"}],
+        limits={"max_accuracy_drop_pp": 0.5},
+        outputs=["onnx"],
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None
+    assert (folder / "outputs" / "model.onnx").exists()
+    verdict = report_of(folder).verdict
+    assert not verdict.limits_kept
+    assert "more than the limit of 0.50 pp" in verdict.missed[0]
+    assert verdict.missed[0] in verdict.sentence
+
+
+def test_file_that_was_changed_after_writing_fails_the_job(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = delivery.write_onnx
+
+    def write_and_tamper(graph: Any, path: Path, **options: Any) -> None:
+        real(graph, path, **options)
+        if path.parent.name == "outputs":
+            import onnx
+            from onnx import numpy_helper
+
+            written = onnx.load(path)
+            bias = next(tensor for tensor in written.graph.initializer if tensor.dims == [10])
+            bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.float32(0.5), bias.name))
+            onnx.save(written, path)
+
+    monkeypatch.setattr(delivery, "write_onnx", write_and_tamper)
+    folder = lay_out_job(tmp_path / "job", model, held_out(), outputs=["onnx"])
+    outcome, _ = run(folder)
+    assert outcome.error is not None
+    assert outcome.error.code == ErrorCode.VERIFICATION_FAILED
+    assert "model.onnx differs from the network in memory" in outcome.error.message
+    assert outcome.outputs == ()
+
+
+def test_checkpoint_that_was_changed_is_ignored(tmp_path: Path, model: Path) -> None:
+    folder = lay_out_job(tmp_path / "job", model, held_out(), outputs=["onnx"])
+    run(folder)
+    first = (folder / "outputs" / "model.onnx").read_bytes()
+    checkpoint = folder / "work" / "checkpoints" / "step-0.pt2"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
+    outcome, _ = run(folder)
+    assert outcome.error is None
+    assert (folder / "outputs" / "model.onnx").read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("changes", "pointer", "message"),
+    [
+        ({"preprocess": None}, "/preprocess", "stored as uint8"),
+        (
+            {"recipe": [{"kind": "prune_weights", "exclude": ["conv3"]}]},
+            "/recipe/0/exclude/0",
+            "no layer called 'conv3'",
+        ),
+        ({"recipe": [{"kind": "finetune"}]}, "/data/train", "no dataset plays the role train"),
+    ],
+)
+def test_recipe_that_cannot_run_is_refused_before_anything_is_computed(
+    tmp_path: Path, model: Path, changes: dict[str, Any], pointer: str, message: str
+) -> None:
+    folder = lay_out_job(tmp_path / "job", model, held_out(), **changes)
+    outcome, progress = run(folder)
+    assert outcome.error is not None
+    assert outcome.error.code == ErrorCode.RECIPE_REFUSED
+    assert outcome.error.where["pointer"] == pointer
+    assert message in outcome.error.message
+    assert {line.phase for line in progress} == {"reading"}
+
+
+def test_report_is_canonical(tmp_path: Path, model: Path) -> None:
+    folder = lay_out_job(tmp_path / "job", model, held_out(), outputs=["onnx"])
+    run(folder)
+    text = (folder / "outputs" / "report.json").read_text()
+    assert text == json.dumps(json.loads(text), sort_keys=True, ensure_ascii=False, indent=1)

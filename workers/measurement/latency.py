@@ -1,0 +1,55 @@
+"""Wall time of one inference, of two models by turns, so that a busy machine treats both alike."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jobs.report import Latency
+
+WARM_UP_RUNS = 5
+FEWEST_RUNS = 10
+MOST_RUNS = 300
+
+
+def alternate(
+    first: Callable[[], object], second: Callable[[], object], *, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Milliseconds of each run of `first` and `second`, called by turns for about `seconds`."""
+    for _ in range(WARM_UP_RUNS):
+        first()
+        second()
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while len(times[0]) < FEWEST_RUNS or (len(times[0]) < MOST_RUNS and time.perf_counter() < end):
+        # Who goes first changes with each round: the second finds the caches as the other left them.
+        pair = [(first, times[0]), (second, times[1])]
+        for run, kept in pair if len(times[0]) % 2 == 0 else reversed(pair):
+            start = time.perf_counter()
+            run()
+            kept.append((time.perf_counter() - start) * 1000)
+    return times
+
+
+def summarise(milliseconds: Sequence[float], *, runtime: str, threads: int, batch_size: int, device: str) -> Latency:
+    """Median and spread of these runs."""
+    p10, median, p90 = np.percentile(milliseconds, [10, 50, 90])
+    return Latency(
+        runtime=runtime,
+        device=device,
+        threads=threads,
+        batch_size=batch_size,
+        runs=len(milliseconds),
+        median_ms=float(median),
+        p10_ms=float(p10),
+        p90_ms=float(p90),
+    )
+
+
+def speedup(original: Sequence[float], delivered: Sequence[float], *, seed: int) -> tuple[float, tuple[float, float]]:
+    """Ratio of the medians, original over delivered, with its 95 % bootstrap interval over rounds."""
+    first, second = np.asarray(original), np.asarray(delivered)
+    rounds = np.random.default_rng(seed).integers(0, len(first), (2000, len(first)))
+    ratios = np.median(first[rounds], axis=1) / np.median(second[rounds], axis=1)
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return float(np.median(first) / np.median(second)), (float(low), float(high))
