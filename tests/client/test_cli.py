@@ -1,0 +1,282 @@
+"""The command `winnow` against Winnow's real service: what it prints, where, and how it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from winnow import Client
+from winnow.cli.main import main
+
+from tests.client.played_worker import PlayedWorker
+from tests.client.service_process import ServiceProcess
+
+pytestmark = pytest.mark.usefixtures("winnow")
+
+Output = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(autouse=True)
+def user(service: ServiceProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user in a folder with a model and some data, whose environment names the service."""
+    monkeypatch.setenv("WINNOW_URL", service.url)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.chdir(tmp_path)
+    for name in ("net.onnx", "train.npz", "selection.npz", "test.npz"):
+        Path(name).write_bytes(os.urandom(1000))
+    Path("pickle.pt").write_bytes(b"\x80\x04pickle")
+
+
+def uploaded(kind: str, name: str, capsys: Output) -> str:
+    assert main(["upload", kind, name, "--json"]) == 0
+    identifier = json.loads(capsys.readouterr().out)["id"]
+    assert isinstance(identifier, str)
+    return identifier
+
+
+def finished_job(capsys: Output) -> str:
+    assert main(["submit", "--model", "net.onnx", "--data", "selection.npz", "--scale", "1/16", "--prune"]) == 0
+    job_id = capsys.readouterr().out.strip()
+    assert main(["follow", job_id]) == 0
+    capsys.readouterr()
+    return job_id
+
+
+def test_an_upload_prints_what_a_worker_found(capsys: Output) -> None:
+    assert main(["upload", "model", "net.onnx"]) == 0
+    assert re.fullmatch(
+        r"mdl_\w{26}  net\.onnx: 2 layers, 740 parameters, 7,000 multiply-adds\n", capsys.readouterr().out
+    )
+    assert main(["upload", "data", "selection.npz"]) == 0
+    assert "selection.npz: 200 images of 1×8×8 float32, labelled" in capsys.readouterr().out
+
+
+def test_a_rejected_upload_ends_with_1_and_the_reason(capsys: Output) -> None:
+    assert main(["upload", "model", "pickle.pt"]) == 1
+    assert capsys.readouterr().err.endswith("was rejected: It is a pickle.\nhint: Export it again.\n")
+
+
+def test_a_file_that_is_not_there_is_wrong_usage(capsys: Output) -> None:
+    assert main(["upload", "model", "nowhere.onnx"]) == 2
+    assert capsys.readouterr().err == "winnow: there is no file nowhere.onnx\n"
+
+
+def test_compress_does_everything(capsys: Output) -> None:
+    assert main(["compress", "net.onnx", "--data", "selection.npz", "--scale", "1/16", "--max-drop", "1.5"]) == 0
+    printed = capsys.readouterr()
+    assert Path("net-compressed/model.onnx").read_bytes() == b"a smaller model" * 100_000
+    assert Path("net-compressed/report.json").is_file()
+    assert printed.out.startswith("The file is 2.5 times smaller.\n")
+    assert "saved in net-compressed" in printed.err
+
+
+def test_compress_prints_one_json_document(capsys: Output) -> None:
+    assert main(["compress", "net.onnx", "--data", "selection.npz", "--scale", "1/16", "--prune", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["job"]["state"] == "succeeded"
+    assert document["files"] == ["net-compressed/model.onnx", "net-compressed/report.json"]
+    assert document["report"]["version"] == 1
+
+
+def test_a_report_is_shown_in_tables(capsys: Output) -> None:
+    job_id = finished_job(capsys)
+    assert main(["report", job_id]) == 0
+    lines = [re.sub(r"  +", " | ", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    assert "accuracy (test, n=400) | 99.00 % | 98.00 % | -1.00 pp [-2.25, +0.25]" in lines
+    assert "model.onnx, bytes | 50,000 | 20,000 | -60.0%" in lines
+    assert "non-zero parameters | 9,000 | 3,600 | -60.0%" in lines
+    assert "multiplications by non-zeros | 500,000 | 123,456 | -75.3%" in lines
+    assert "model.onnx | 20,000 | 98.00 % | 99.75 % | 0.111 | 0.122 | 1.10×" in lines
+    assert "prune_weights | 12.3 | 99.00 % | 98.00 % | -0.75 pp | -1.00 pp" in lines
+    assert "- model.onnx: Zeros don't speed dense kernels up." in lines
+    assert "- test data: Class 3 is rare." in lines
+
+
+def test_a_missed_limit_ends_with_5_and_is_named(worker: PlayedWorker, capsys: Output) -> None:
+    worker.keeps_limits = False
+    assert main(["compress", "net.onnx", "--data", "selection.npz", "--scale", "1/16", "--prune"]) == 5
+    assert "missed: the accuracy fell by 1.00 pp" in capsys.readouterr().out
+
+
+def test_a_failed_job_ends_with_1_and_says_why(worker: PlayedWorker, capsys: Output) -> None:
+    worker.fails = True
+    words = ["submit", "--model", "net.onnx", "--data", "selection.npz", "--scale", "1/16", "--prune", "--follow"]
+    assert main(words) == 1
+    assert "failed: The runner fell silent." in capsys.readouterr().out
+
+
+def test_progress_without_a_terminal_is_plain_lines(capsys: Output) -> None:
+    words = ["submit", "--model", "net.onnx", "--data", "selection.npz", "--scale", "1/16", "--prune", "--follow"]
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert "uploading net.onnx\n" in said
+    assert "100%  succeeded\n" in said
+    assert "\x1b" not in said
+
+
+def test_following_in_json_is_a_line_an_event(capsys: Output) -> None:
+    job_id = finished_job(capsys)
+    assert main(["follow", job_id, "--json"]) == 0
+    *events, end = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["event"]["seq"] for line in events] == list(range(1, 7))
+    assert end["job"]["id"] == job_id
+
+
+def test_a_recipe_file_says_what_flags_leave_open(capsys: Output) -> None:
+    Path("recipe.toml").write_text(
+        "seed = 7\npreprocess = { scale = 0.0625 }\n"
+        "[data]\ntrain = 'train.npz'\nselection = 'selection.npz'\ntest = 'test.npz'\n"
+        "[[recipe]]\nkind = 'prune_weights'\nmax_drop_pp = 0.5\n[[recipe]]\nkind = 'finetune'\nepochs = 1\n"
+    )
+    assert main(["submit", "--model", "net.onnx", "--recipe", "recipe.toml", "--limit", "2", "--json"]) == 0
+    request = json.loads(capsys.readouterr().out)["request"]
+    assert [step["kind"] for step in request["recipe"]] == ["prune_weights", "finetune"]
+    assert (request["seed"], request["limits"]["max_accuracy_drop_pp"]) == (7, 2.0)
+    assert len({*request["data"].values()}) == 3
+
+
+def test_ids_stand_for_files(capsys: Output) -> None:
+    model, data = uploaded("model", "net.onnx", capsys), uploaded("data", "selection.npz", capsys)
+    words = ["--model", model, "--data", data, "--scale", "1/16", "--prune"]
+    assert main(["check", *words]) == 0
+    assert "This job can run.\nprune_weights may change conv\n" in capsys.readouterr().out
+
+
+def test_a_check_that_fails_names_what_is_missing(capsys: Output) -> None:
+    words = ["--model", "net.onnx", "--test", "test.npz", "--scale", "1/16", "--prune"]
+    assert main(["check", *words]) == 3
+    said = capsys.readouterr().out
+    assert said.startswith("This job can't run:") and "selection" in said
+
+
+def test_a_refused_job_ends_with_3_and_the_reason(capsys: Output) -> None:
+    words = ["--model", "net.onnx", "--data", "selection.npz", "--scale", "1/16", "--max-drop", "-1"]
+    assert main(["submit", *words]) == 3
+    assert "#/recipe/0/max_drop_pp: Input should be greater than 0" in capsys.readouterr().err
+
+
+def test_an_unknown_job_ends_with_3(capsys: Output) -> None:
+    assert main(["report", "job_00000000000000000000000000"]) == 3
+    assert "No such resource (404)" in capsys.readouterr().err
+
+
+def test_lists_name_what_is_there(capsys: Output) -> None:
+    job_id = finished_job(capsys)
+    assert main(["jobs"]) == main(["models"]) == main(["datasets"]) == 0
+    printed = capsys.readouterr().out
+    assert job_id in printed and "net.onnx" in printed and "selection.npz" in printed
+    assert main(["jobs", "--json"]) == 0
+    assert job_id in [job["id"] for job in json.loads(capsys.readouterr().out)]
+
+
+def test_steps_are_listed_with_their_defaults(capsys: Output) -> None:
+    assert main(["steps"]) == 0
+    printed = capsys.readouterr().out
+    assert "prune_weights" in printed and "max_drop_pp=1.0" in printed
+
+
+def test_a_download_goes_to_a_folder_named_after_the_job(capsys: Output) -> None:
+    job_id = finished_job(capsys)
+    assert main(["download", job_id]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"{job_id}/model.onnx", f"{job_id}/report.json"]
+    assert Path(job_id, "model.onnx").stat().st_size == 1_500_000
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "..\\evil"])
+def test_an_artifact_is_never_written_elsewhere(worker: PlayedWorker, capsys: Output, name: str) -> None:
+    worker.delivers = {name: b"evil"}
+    job_id = finished_job(capsys)
+    assert main(["download", job_id, "-o", "out"]) == 2
+    assert "is no name of a file" in capsys.readouterr().err
+    assert not [path for path in Path.cwd().rglob("*") if path.is_file() and path.read_bytes() == b"evil"]
+
+
+def test_retry_and_cancel_say_what_became_of_the_job(worker: PlayedWorker, capsys: Output) -> None:
+    job_id = finished_job(capsys)
+    worker.hold()
+    assert main(["retry", job_id]) == 0
+    again = capsys.readouterr().out.strip()
+    assert again != job_id
+    assert main(["cancel", again]) == 0
+    assert re.fullmatch(rf"{again} is (cancelling|cancelled)\n", capsys.readouterr().out)
+    assert main(["follow", again]) == 1
+
+
+def test_without_a_server_it_ends_with_4_and_says_how_to_start_one(capsys: Output) -> None:
+    assert main(["--url", "http://127.0.0.1:1", "jobs"]) == 4
+    assert "start one with `winnow-server up`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["submit", "--model", "net.onnx"], "what shall be done?"),
+        (["submit", "--prune"], "which model?"),
+        (["submit", "--model", "nowhere.onnx", "--prune"], "neither a model's id nor a file"),
+        (["submit", "--model", "net.onnx", "--learning-rate", "1"], "--learning-rate needs --finetune-epochs"),
+        (["submit", "--model", "net.onnx", "--recipe", "net.onnx"], "net.onnx is no JSON"),
+        (["submit", "--model", "net.onnx", "--recipe", "nowhere.json"], "can't read nowhere.json"),
+    ],
+)
+def test_wrong_usage_ends_with_2_before_anything_is_sent(
+    winnow: Client, capsys: Output, words: list[str], reason: str
+) -> None:
+    before = len(list(winnow.models()))
+    assert main(words) == 2
+    assert reason in capsys.readouterr().err
+    assert len(list(winnow.models())) == before
+
+
+@pytest.mark.parametrize(
+    "flags", [["--scale", "a third"], ["--mean", "1,,2"], ["--metadata", "team"], ["--threads", "x"]]
+)
+def test_flags_that_cant_be_read_end_with_2(capsys: Output, flags: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["submit", "--model", "net.onnx", "--prune", *flags])
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(("flags", "end"), [([], "succeeded"), (["--cancel-on-interrupt"], "cancelled")])
+def test_ctrl_c_leaves_the_job_running_unless_told_otherwise(
+    winnow: Client, worker: PlayedWorker, flags: list[str], end: str
+) -> None:
+    worker.hold()
+    words = [
+        "submit",
+        "--model",
+        "net.onnx",
+        "--data",
+        "selection.npz",
+        "--scale",
+        "1/16",
+        "--prune",
+        "--follow",
+        *flags,
+    ]
+    process = subprocess.Popen([sys.executable, "-m", "winnow", *words], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = ""
+    while "prune_weights" not in said:
+        said += (line := process.stderr.readline())
+        assert line, said
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait() == 130
+    job = next(winnow.jobs())
+    assert f"winnow cancel {job.id}" in said or f"cancelled {job.id}" in said
+    worker.lift()
+    assert winnow.wait(job.id).state == end
+
+
+def test_output_may_be_cut_short_by_its_reader() -> None:
+    command = f"{sys.executable} -m winnow steps | head -c 1"
+    started = time.monotonic()
+    ended = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert (ended.stderr, ended.returncode) == ("", 0)
+    assert time.monotonic() - started < 20
