@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 setup: $(STAMP)  ## Make the virtual environment and install everything into it
 
 demo: setup  ## Train a small CNN, compress it over HTTP, and use the file that comes back
-	$(BIN)/python demo/run.py
+	$(BIN)/python -m demo.run
 
 test: setup  ## Run all tests, against a real Redis, a real PostgreSQL and SQLite
 	$(BIN)/python -m pytest
