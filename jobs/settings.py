@@ -28,7 +28,7 @@ class Settings(BaseSettings):
     )
 
     lease_seconds: float = Field(
-        default=90, gt=0, description="A worker that is silent for this long has lost its job."
+        default=60, gt=0, description="A worker that is silent for this long has lost its job."
     )
     heartbeat_seconds: float = Field(
         default=1, gt=0, description="How often a supervisor renews its lease and looks for a cancel."

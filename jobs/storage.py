@@ -49,16 +49,11 @@ class Storage(Protocol):
     def add_file(self, path: Path) -> Blob: ...
     def open(self, sha256: str) -> BinaryIO: ...
     def size(self, sha256: str) -> int: ...
-    def copy_to(self, sha256: str, path: Path) -> None: ...
     def free_bytes(self) -> int: ...
 
 
 class BlobMissing(Exception):
     """The stored file is gone."""
-
-
-class BlobDamaged(BlobMissing):
-    """The stored file's bytes are not those that were stored."""
 
 
 class LocalStorage:
@@ -95,16 +90,6 @@ class LocalStorage:
             return self._path(sha256).stat().st_size
         except FileNotFoundError as missing:
             raise BlobMissing(sha256) from missing
-
-    def copy_to(self, sha256: str, path: Path) -> None:
-        """A read-only copy at `path`, checked against the digest on the way. If it fails, nothing is left there."""
-        with self.open(sha256) as source, path.open("xb") as target:
-            try:
-                _copy_checked(source, target, sha256)
-            except BaseException:
-                path.unlink()
-                raise
-        path.chmod(0o400)
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._folder).free
@@ -153,16 +138,6 @@ class LocalStorage:
         with (self._folder / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
-
-
-def _copy_checked(source: BinaryIO, target: BinaryIO, sha256: str) -> None:
-    digest = hashlib.sha256()
-    while chunk := source.read(CHUNK_BYTES):
-        digest.update(chunk)
-        target.write(chunk)
-    target.flush()
-    if digest.hexdigest() != sha256:
-        raise BlobDamaged(f"{sha256} is damaged: its bytes have the digest {digest.hexdigest()}")
 
 
 def _make_folder(folder: Path) -> None:

@@ -35,8 +35,9 @@ def run_pt2(path: str, x: np.ndarray) -> np.ndarray:  # float32
     import torch
 
     with torch.no_grad():
-        scores: torch.Tensor = torch.export.load(path).module()(torch.from_numpy(x))
-    return scores.numpy()
+        outputs = torch.export.load(path).module()(torch.from_numpy(x))
+    scores = outputs[0] if isinstance(outputs, tuple) else outputs
+    return np.asarray(scores)
 
 
 if __name__ == "__main__":

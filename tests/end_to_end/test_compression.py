@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import pickle
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -50,7 +52,9 @@ def predicted(model: Path, images: Path, preprocess: Document) -> dict[str, int]
     """What a user's own process finds with the file."""
     arguments = [preprocess["scale"], preprocess.get("mean", [0.0]), preprocess.get("std", [1.0])]
     command = [sys.executable, "-I", str(PREDICT), str(model), str(images), *map(json.dumps, arguments)]
-    found: dict[str, int] = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, int] = json.loads(ended.stdout)
     return found
 
 
@@ -108,13 +112,22 @@ def test_the_same_request_gives_the_same_bytes(pruned: Finished, winnow: Client,
         assert again.files[name].read_bytes() == pruned.files[name].read_bytes(), name
 
 
+class Opener:
+    """Whoever unpickles this makes a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self._marker}",)
+
+
 def test_a_model_that_is_a_pickle_is_refused_unopened_and_the_worker_serves_on(
     winnow: Client, digits: Path, tmp_path: Path
 ) -> None:
     marker = tmp_path / "opened"
     hostile = tmp_path / "model.pt2"
-    # Protocol 0, by hand: on loading, os.system is called with this command.
-    hostile.write_bytes(f"cos\nsystem\n(Vtouch {marker}\ntR.".encode())
+    hostile.write_bytes(pickle.dumps(Opener(marker)))
     with pytest.raises(UploadRejected) as refused:
         winnow.wait_ready(winnow.upload_model(hostile))
     assert refused.value.error["code"] == "model_rejected" and refused.value.error["hint"]

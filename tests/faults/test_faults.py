@@ -129,7 +129,7 @@ def test_stopping_a_worker_gives_its_job_to_another(stack: RunningStack) -> None
     stack.wait_for_ticks(job_id)
     worker = stack.worker_of(job_id)
     worker.terminate()
-    worker.wait(timeout=5)
+    worker.wait(timeout=15)
     assert stack.wait_for_end(job_id) == JobState.SUCCEEDED
     events = [event for event in stack.installation.events(job_id) if event.type == JobState.QUEUED]
     assert [event.data for event in events] == [{}, {"reason": "worker_stopped"}]

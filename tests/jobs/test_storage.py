@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from jobs.storage import Blob, BlobDamaged, BlobMissing, LocalStorage
+from jobs.storage import Blob, BlobMissing, LocalStorage
 
 CONTENT = b"the weights of a network"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -162,58 +162,6 @@ except OSError as refused:
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert int(output) == errno.EFBIG
         assert files_in(folder) == []
-
-    def test_a_copy_that_does_not_fit_leaves_nothing(
-        self, storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        class FullBuffered(io.BufferedWriter):
-            def write(self, _chunk: Any) -> int:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-        def open_full(path: Path, mode: str) -> Any:
-            if mode == "rb":
-                return io.BytesIO(CONTENT)
-            return FullBuffered(io.FileIO(path, "xb"))
-
-        store(storage)
-        monkeypatch.setattr(Path, "open", open_full)
-        with pytest.raises(OSError, match="No space"):
-            storage.copy_to(SHA256, tmp_path / "copy")
-        assert not (tmp_path / "copy").exists()
-
-
-class TestCopying:
-    def test_a_copy_is_equal_and_read_only(self, storage: LocalStorage, tmp_path: Path) -> None:
-        store(storage)
-        storage.copy_to(SHA256, tmp_path / "copy")
-        assert (tmp_path / "copy").read_bytes() == CONTENT
-        assert stat.S_IMODE((tmp_path / "copy").stat().st_mode) == 0o400
-
-    @pytest.mark.parametrize(
-        "damage",
-        [
-            pytest.param(lambda content: content[:-1], id="truncated"),
-            pytest.param(lambda content: bytes([content[0] ^ 1]) + content[1:], id="one bit flipped"),
-            pytest.param(lambda content: content + b"\0", id="longer"),
-            pytest.param(lambda content: b"", id="empty"),
-        ],
-    )
-    def test_damage_is_noticed_and_nothing_is_copied(
-        self, damage: Any, storage: LocalStorage, folder: Path, tmp_path: Path
-    ) -> None:
-        store(storage)
-        (path,) = (folder / "sha256").rglob(SHA256)
-        path.write_bytes(damage(CONTENT))
-        with pytest.raises(BlobDamaged, match=SHA256):
-            storage.copy_to(SHA256, tmp_path / "copy")
-        assert not (tmp_path / "copy").exists()
-
-    def test_an_existing_file_is_not_overwritten(self, storage: LocalStorage, tmp_path: Path) -> None:
-        store(storage)
-        (tmp_path / "copy").write_bytes(b"precious")
-        with pytest.raises(FileExistsError):
-            storage.copy_to(SHA256, tmp_path / "copy")
-        assert (tmp_path / "copy").read_bytes() == b"precious"
 
 
 class TestCollecting:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from sqlalchemy import create_engine, make_url, text
 
 from jobs.settings import Settings
@@ -15,6 +16,17 @@ from migrations.upgrade import upgrade_database
 from tests.service.running_service import RunningService, running_service
 
 StartService = Callable[..., AbstractContextManager[RunningService]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plain_log() -> Iterator[None]:
+    """The services that run in this process log as they do elsewhere; drawing pictures of tracebacks would hold them up."""
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
+        logger_factory=structlog.stdlib.LoggerFactory(),  # which pytest captures from every thread
+    )
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -162,11 +162,9 @@ def test_end_of_the_worker_ends_its_runner(
     with running_worker(installation, tmp_path / "log") as worker:
         queue.send_hint(job_id)
         wait_for(lambda: installation.job(job_id).phase == "ticking")
-        began = time.monotonic()
         worker.send_signal(number)
-        worker.wait(timeout=10)
-        assert time.monotonic() - began < 5
-    wait_for(lambda: not started_in(installation.settings.jobs_folder), seconds=2)
+        wait_for(lambda: not started_in(installation.settings.jobs_folder), seconds=3)
+        worker.wait(timeout=15)
     assert installation.job(job_id).state == state
 
 
