@@ -14,7 +14,7 @@ help:  ## Show what can be made
 $(STAMP): pyproject.toml client/pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Winnow needs Python 3.11 or newer; set PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,embedded,test,check]' --editable ./client
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[service,worker,embedded,test,check]' --editable ./client
 	touch $(STAMP)
 
 setup: $(STAMP)  ## Make the virtual environment and install everything into it
@@ -31,6 +31,7 @@ check: setup  ## Lint, type-check, and check who imports whom
 	$(BIN)/mypy
 	$(BIN)/mypy --strict client/winnow
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/*.Dockerfile
 
 format: setup  ## Format the code
 	$(BIN)/ruff check --fix --quiet . || true

@@ -17,7 +17,7 @@ RUN python3 -m venv --without-pip /opt/winnow
 WORKDIR /build
 COPY pyproject.toml constraints.txt LICENSE ./
 RUN touch README.md \
-    && python3 -m pip --python /opt/winnow/bin/python install --no-cache-dir --constraint constraints.txt .
+    && python3 -m pip --python /opt/winnow/bin/python install --no-cache-dir --constraint constraints.txt '.[service]'
 
 # Winnow itself, apart from what it needs: that is large and changes seldom, so it makes a layer that stays the same.
 FROM dependencies AS build

@@ -53,7 +53,7 @@ def _be_init(parent_alive: int, become: Callable[[], NoReturn]) -> NoReturn:
             os._exit(REFUSED)  # end of file: the parent died before we could ask to die with it
         except BlockingIOError:
             pass
-        resource.setrlimit(resource.RLIMIT_NPROC, (MAX_PROCESSES, MAX_PROCESSES))
+        _limit_processes()
         _mount_private_places()
         runner = os.fork()
         if runner == 0:
@@ -63,9 +63,16 @@ def _be_init(parent_alive: int, become: Callable[[], NoReturn]) -> NoReturn:
             if process == runner:
                 code = os.waitstatus_to_exitcode(status)
                 os._exit(code if code >= 0 else 128 - code)  # init can't kill itself by a signal
-    except (SandboxFailed, OSError) as failure:
+    except (SandboxFailed, OSError, ValueError) as failure:
         print(f"sandbox: {failure}", file=sys.stderr, flush=True)
         os._exit(REFUSED)
+
+
+def _limit_processes() -> None:
+    # A container may have a lower limit already, which can't be raised.
+    hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+    most = MAX_PROCESSES if hard == resource.RLIM_INFINITY else min(MAX_PROCESSES, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (most, most))
 
 
 def _end_like(code: int) -> NoReturn:

@@ -19,6 +19,7 @@ import structlog
 from sqlalchemy.orm import Session
 
 from jobs.database import Database, now
+from jobs.errors import ErrorCode
 from jobs.repository.lifecycle import (
     LeaseLost,
     claim_job,
@@ -26,7 +27,6 @@ from jobs.repository.lifecycle import (
     finish_cancel,
     give_back_job,
     lose_attempt,
-    renew_lease,
     succeed_job,
 )
 from jobs.repository.queries import inputs_of
@@ -265,6 +265,8 @@ class Supervisor:
                 raise NoResult  # noqa: TRY301 - whatever it wrote before it was killed doesn't count
             outcome = read_outcome(folder, claim.work.kind)
             if outcome.error is not None:
+                if outcome.error.code == ErrorCode.INTERNAL:
+                    log.warning("runner.failed", log_tail=runner.log_tail())
                 return Failed(outcome.error)
             artifacts = store_outputs(folder, outcome.outputs, self._storage, max_bytes=self._settings.disk_limit_bytes)
         except NoResult:
@@ -317,10 +319,7 @@ class Supervisor:
             case Cancelled():
                 return finish_cancel(session, job_id, token)
             case GivenBack():
-                # A cancel that came in the meantime is served here and now.
-                beat = renew_lease(session, job_id, token, lease_seconds=self._settings.lease_seconds)
-                give_up = finish_cancel if beat.cancel_requested else give_back_job
-                return give_up(session, job_id, token)
+                return give_back_job(session, job_id, token)
             case _:
                 assert_never(ending)
 
