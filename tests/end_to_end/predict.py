@@ -35,8 +35,7 @@ def run_pt2(path: str, x: np.ndarray) -> np.ndarray:  # float32
     import torch
 
     with torch.no_grad():
-        outputs = torch.export.load(path).module()(torch.from_numpy(x))
-    scores = outputs[0] if isinstance(outputs, tuple) else outputs
+        scores = torch.export.load(path).module()(torch.from_numpy(x))
     return np.asarray(scores)
 
 

@@ -8,10 +8,12 @@ import io
 import json
 import zipfile
 import zlib
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import fx
 from torch.export import Dim, ExportedProgram
 
 from jobs.errors import VerificationFailed
@@ -49,9 +51,19 @@ def _exported(graph: ModelGraph) -> ExportedProgram:
         {place: batch if size == BATCH else Dim.AUTO for place, size in enumerate(spec.shape) if isinstance(size, str)}
         for spec in graph.inputs
     )
-    program = torch.export.export(graph.module, example, dynamic_shapes=shapes)
+    program = torch.export.export(_as_users_call_it(graph), example, dynamic_shapes=shapes)
     _check_open_sizes(graph, program)
     return program
+
+
+def _as_users_call_it(graph: ModelGraph) -> fx.GraphModule:
+    """The network, returning its only output as it is and not in a tuple, as networks do."""
+    module = deepcopy(graph.module)
+    if len(graph.outputs) == 1:
+        output = module.graph.output_node()
+        output.args = (output.all_input_nodes[0],)
+        module.recompile()
+    return module
 
 
 def _check_open_sizes(graph: ModelGraph, program: ExportedProgram) -> None:
