@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import cast
 
 import httpx2
-import psutil
+import psutil  # type: ignore[import-untyped]
 import structlog
 import uvicorn
 import uvloop
@@ -91,8 +91,8 @@ def main() -> None:
         job_id, etag = _running_job(settings)
         poll = {"If-None-Match": etag}
         with (
-            _serving(_bare_app) as (bare_port, bare_process),
-            _serving(lambda: build_app(settings, NotingBroker())) as (port, process),
+            serving(_bare_app) as (bare_port, bare_process),
+            serving(lambda: build_app(settings, NotingBroker())) as (port, process),
         ):
             bare = _target("bare FastAPI route", bare_port, bare_process, f"/bare/{job_id}", {})
             ours = _target("GET /v1/jobs/{id}, 304", port, process, f"/v1/jobs/{job_id}", poll)
@@ -182,7 +182,8 @@ def _bare_app() -> FastAPI:
 
 
 @contextmanager
-def _serving(make_app: Callable[[], object]) -> Iterator[tuple[int, psutil.Process]]:
+def serving(make_app: Callable[[], object]) -> Iterator[tuple[int, psutil.Process]]:
+    """One uvicorn in a process of its own."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
     port = listener.getsockname()[1]
     # fork: the application is made in the child, from what is at hand here

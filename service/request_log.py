@@ -5,11 +5,10 @@ import re
 import secrets
 import sys
 import time
-from collections.abc import MutableMapping
-from typing import Any
 
 import structlog
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import problem_response
@@ -48,6 +47,8 @@ class RequestLog:
         structlog.contextvars.bind_contextvars(request_id=request_id)
         try:
             await self._app(scope, receive, send_named)
+        except ClientDisconnect:
+            log.info("request.client_went_away", method=scope["method"], path=scope["path"][:200])
         except Exception:
             log.exception("request.failed", method=scope["method"], path=scope["path"])
             if status:
@@ -59,26 +60,26 @@ class RequestLog:
 
 
 def configure_logging() -> None:
-    """One JSON object a line on standard error, for this program and for the libraries that it uses."""
+    """One JSON object a line on standard error, from this program and from the libraries that it uses.
+
+    Everything goes through the standard library's handler, because that one survives a standard error that is gone.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     structlog.configure(
-        processors=[
-            *shared,
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*shared, _name_of_library],
+            foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
@@ -87,23 +88,17 @@ def configure_logging() -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    for name in ("service", "jobs", "__main__", "uvicorn.error"):
+        logging.getLogger(name).setLevel(logging.INFO)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = name != "uvicorn.access"  # requests are logged above, with their ids
-    logging.getLogger("uvicorn.error").setLevel(logging.INFO)
-
-
-def _name_of_library(
-    _logger: object, _method: str, event: MutableMapping[str, Any]
-) -> MutableMapping[str, Any]:  # as structlog has it
-    record = event.get("_record")
-    return event if record is None else {**event, "logger": record.name}
 
 
 def _log_end(scope: Scope, status: int, began: float) -> None:
     path = scope["path"]
-    if status == 304 or path in _QUIET:
-        return  # thousands a second, and nothing happened
+    if status in (0, 304) or path in _QUIET:
+        return  # there was no answer; or there are thousands a second, and nothing happened
     milliseconds = round((time.perf_counter() - began) * 1000, 1)
     log.info("request.served", method=scope["method"], path=path[:200], status=status, milliseconds=milliseconds)

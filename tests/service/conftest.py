@@ -1,5 +1,6 @@
 """Running services for tests: one that tests share, on each kind of database, and others made to measure."""
 
+import logging
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,6 +28,17 @@ def plain_log() -> Iterator[None]:
     )
     yield
     structlog.reset_defaults()
+
+
+@pytest.fixture(autouse=True)
+def log_of_its_own() -> Iterator[None]:
+    """What a test sets up for logging ends with it: its standard error is closed then."""
+    root = logging.getLogger()
+    before = root.handlers[:]
+    yield
+    root.handlers = [
+        handler for handler in root.handlers if handler in before or type(handler) is not logging.StreamHandler
+    ]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,23 @@
+"""Runs every benchmark, one after the other, as benchmarks/README.md reports them: `make bench`."""
+
+import subprocess
+import sys
+
+COMMANDS = (
+    ("benchmarks.prune_weights", "accuracy"),
+    ("benchmarks.prune_weights", "cost"),
+    ("benchmarks.overhead",),
+    ("benchmarks.polling",),
+    ("benchmarks.upload",),
+    ("benchmarks.faults", "20"),
+)
+
+
+def main() -> None:
+    for module, *arguments in COMMANDS:
+        print(f"\n# python -m {' '.join((module, *arguments))}\n", flush=True)
+        subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+
+
+if __name__ == "__main__":
+    main()
