@@ -45,6 +45,7 @@ def conv2d(
     groups: int,
 ) -> Value:
     weight = _filters(builder, image, weight)
+    _check_channels(builder, image, weight.tensor.shape[1] * groups, weight.tensor.shape[0], groups)
     return builder.call(aten.conv2d.default, image, weight, bias, [*stride], [*padding], [*dilation], groups)
 
 
@@ -61,6 +62,7 @@ def conv_transpose2d(
     dilation: Pair,
 ) -> Value:
     weight = _filters(builder, image, weight)
+    _check_channels(builder, image, weight.tensor.shape[0], weight.tensor.shape[0], groups)
     return builder.call(
         aten.conv_transpose2d.input,
         image, weight, bias, [*stride], [*padding], [*output_padding], groups, [*dilation],
@@ -76,6 +78,12 @@ def _filters(builder: GraphBuilder, image: Value, weight: Value) -> Constant:
     return constant(builder, weight, "weight")
 
 
+def _check_channels(builder: GraphBuilder, image: Value, wanted: int, grouped: int, groups: int) -> None:
+    channels = builder.shape(image)[1]
+    if groups < 1 or grouped % groups or channels != wanted:
+        raise builder.refuse(f"{channels} channels in {groups} groups don't fit its weight, which is made for {wanted}")
+
+
 def linear(builder: GraphBuilder, features: Value, weight: Value, bias: Value | None) -> Value:
     """features @ weight.T + bias"""
     return builder.call(aten.linear.default, features, constant(builder, weight, "weight"), bias)
@@ -84,11 +92,13 @@ def linear(builder: GraphBuilder, features: Value, weight: Value, bias: Value | 
 def matmul(builder: GraphBuilder, left: Value, right: Value) -> Value:
     """A product with a stored matrix is a linear layer."""
     if isinstance(right, Constant) and right.tensor.dim() == 2 and builder.rank(left) >= 2:
-        return linear(builder, left, transposed(right), None)
+        return linear(builder, left, transposed(builder, right), None)
     return builder.call(aten.matmul.default, left, right)
 
 
-def transposed(matrix: Constant) -> Constant:
+def transposed(builder: GraphBuilder, matrix: Constant) -> Constant:
+    if matrix.tensor.dim() != 2:
+        raise builder.refuse(f"its weight has {matrix.tensor.dim()} dimensions; two are needed")
     return Constant(matrix.tensor.t().contiguous(), matrix.name, trainable=matrix.trainable)
 
 
@@ -287,6 +297,8 @@ def avg_pool2d(
 
 def adaptive_avg_pool2d(builder: GraphBuilder, image: Value, size: Pair) -> Value:
     """Where the input's size is a multiple of the output's, this is plain average pooling."""
+    if builder.rank(image) != 4 or min(size) < 1:
+        raise builder.refuse(f"averages of size {size} of {builder.rank(image)} dimensions are not supported")
     height, width = builder.shape(image)[-2:]
     if size != (1, 1) and (height is None or width is None):
         raise builder.refuse("averages to a fixed size need images of a fixed size")

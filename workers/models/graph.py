@@ -23,6 +23,9 @@ aten = torch.ops.aten
 
 LayerKind = Literal["conv2d", "conv_transpose2d", "linear"]
 
+BATCH = "batch"  # what the batch is called in the shape of a TensorSpec
+DEFAULT_SIZE = 224  # for sizes other than the batch that a network leaves open
+
 # All that a graph may call, in one canonical form each: readers make everything else into these, writers know each of them.
 OPERATORS: frozenset[object] = frozenset(
     {

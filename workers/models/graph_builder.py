@@ -21,7 +21,7 @@ from workers.models.shape_rules import run_on_shapes
 
 MAX_TENSOR_ELEMENTS = 2**31
 MAX_NODES = 100_000
-MAX_FOLDED_ELEMENTS = 2**28  # of a constant computed from constants while reading
+MAX_FOLDED_ELEMENTS = 2**29  # of all constants that are computed from constants while reading
 
 Operator = Callable[..., Any]  # an ATen overload, or a function of numbers from `operator`
 Size = int | fx.Node  # a number, or a node that computes one
@@ -54,6 +54,7 @@ class GraphBuilder:
     warnings: list[str] = field(default_factory=list)
     batch_is_free: bool = False  # the file fixes the batch, and we try without
     largest_elements: int = 0  # of any tensor so far, in any probe
+    folded_elements: int = 0  # of all constants computed so far
     operator: str = ""
     node: str = ""
     _attributes: dict[str, list[tuple[Tensor, fx.Node]]] = field(default_factory=dict)
@@ -120,6 +121,12 @@ class GraphBuilder:
         assert isinstance(found, tuple)
         return found
 
+    def is_tensor(self, value: object) -> bool:
+        """Whether `value` is a tensor, not a number or a node that computes one."""
+        return isinstance(value, Constant) or (
+            isinstance(value, fx.Node) and isinstance(value.meta["probes"][0], Tensor)
+        )
+
     def shape(self, value: Value) -> tuple[int | None, ...]:
         """The sizes of `value`, None where they vary with the input."""
         first, second = self.probes(value)
@@ -168,12 +175,15 @@ class GraphBuilder:
                 OverflowError,
                 NotImplementedError,
             ) as error:
-                refusal = self.refuse(f"its inputs don't fit: {_first_line(error)}")
-                raise DoesNotFit(str(refusal), **refusal.where) from error
+                raise self._misfit(error) from error
             if isinstance(result, Tensor):
                 self._check_size(tuple(result.shape))
             found.append(result)
         return tuple(found)
+
+    def _misfit(self, error: Exception) -> DoesNotFit:
+        refusal = self.refuse(f"its inputs don't fit: {_first_line(error)}")
+        return DoesNotFit(str(refusal), **refusal.where)
 
     def _check_size(self, shape: tuple[int, ...]) -> None:
         elements = math.prod(shape)
@@ -189,12 +199,21 @@ class GraphBuilder:
         probes: tuple[object, ...],
         constants: list[Constant],
     ) -> Constant:
-        if isinstance(probes[0], Tensor) and probes[0].numel() > MAX_FOLDED_ELEMENTS:
-            raise self.refuse(f"a constant of shape {tuple(probes[0].shape)} is too large")
-        with torch.no_grad():
-            result = target(*[_data(value) for value in args], **kwargs)
+        if isinstance(probes[0], Tensor):
+            self.fold(probes[0].numel())
+        try:
+            with torch.no_grad():
+                result = target(*[_data(value) for value in args], **kwargs)
+        except RuntimeError as error:
+            raise self._misfit(error) from error
         assert isinstance(result, Tensor)
         return Constant(result.contiguous(), constants[0].name, trainable=constants[0].trainable)
+
+    def fold(self, elements: int) -> None:
+        """Account for a constant that is about to be computed."""
+        self.folded_elements += elements
+        if self.folded_elements > MAX_FOLDED_ELEMENTS:
+            raise self.refuse(f"constants computed from constants have more than {MAX_FOLDED_ELEMENTS} elements")
 
     def _as_nodes(self, args: tuple[object, ...]) -> tuple[fx.node.Argument, ...]:
         return tuple(self._as_node(value) for value in args)

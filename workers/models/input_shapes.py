@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, fx
 
 from jobs.errors import ModelRefused
-from workers.models.graph import ModelGraph, TensorSpec
+from workers.models.graph import BATCH, DEFAULT_SIZE, ModelGraph, TensorSpec
 from workers.models.graph_builder import DoesNotFit, GraphBuilder, Value
+from workers.models.shapes import infer_shapes
 
-# Sizes for dimensions that a file leaves open, other than the batch: the first that the network can run with.
-DEFAULT_SIZE = 224
+# Tried in turn for sizes that a file leaves open, other than the batch, if the network can't run with `DEFAULT_SIZE`.
 OTHER_SIZES = (32, 28, 64, 96, 128, 160, 256, 299, 320, 384, 416, 512, 640)
-BATCH = "batch"
 MAX_PROOF_ELEMENTS = 2**26  # of the largest tensor in the run that proves that images don't mix
 PROOF_TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float32: 1e-4, torch.float64: 1e-8}
 
@@ -156,7 +155,17 @@ def _build(builder: GraphBuilder, inputs: Sequence[DeclaredInput], add_nodes: Ad
                 probe.shape[:1] for probe in builder.probes(nodes[0])
             ):
                 raise ModelRefused(f"the output {name} doesn't hold one entry for each image")
-    return builder.finish(outputs, symbols)
+    graph = builder.finish(outputs, symbols)
+    _check_one_image(graph)
+    return graph
+
+
+def _check_one_image(graph: ModelGraph) -> None:
+    """A network that takes any batch takes one image too."""
+    try:
+        infer_shapes(graph)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise DoesNotFit(f"the network can't run on one image: {str(error).splitlines()[0][:300]}") from error
 
 
 def _label(size: int | Varying) -> int | str:
@@ -175,9 +184,12 @@ def _probe(given: DeclaredInput, symbols: Symbols, index: int) -> tuple[int, ...
 def _prove_images_do_not_mix(graph: ModelGraph, batch: int) -> None:
     generator = torch.Generator().manual_seed(0)
     pairs = [_random_pair(spec, batch, generator) for spec in graph.inputs]
-    with torch.no_grad():
-        together = graph(*[torch.cat(pair) for pair in pairs])
-        alone = graph(*[one for one, _ in pairs])
+    try:
+        with torch.no_grad():
+            together = graph(*[torch.cat(pair) for pair in pairs])
+            alone = graph(*[one for one, _ in pairs])
+    except RuntimeError as error:
+        raise ModelRefused(f"the network can't run: {str(error).splitlines()[0][:300]}") from error
     for both, one in zip(together, alone, strict=True):
         if not _close(both[:batch], one):
             raise ModelRefused("images of a batch influence each other")

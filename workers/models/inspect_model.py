@@ -6,8 +6,7 @@ from pathlib import Path
 from jobs.inspection import Eligibility, LayerInfo, ModelInspection, TensorInfo
 from jobs.recipe import STEP_KINDS
 from workers.compression.eligibility import why_not
-from workers.models.graph import Layer, ModelGraph, TensorSpec, layers, parameter
-from workers.models.input_shapes import BATCH, DEFAULT_SIZE
+from workers.models.graph import BATCH, DEFAULT_SIZE, Layer, ModelGraph, TensorSpec, layers, parameter
 from workers.models.read_model import model_format, read_model
 from workers.models.shapes import infer_shapes, macs
 
@@ -51,7 +50,7 @@ def _layer_info(graph: ModelGraph, layer: Layer, shapes: dict[str, tuple[int, ..
         padding=layer.padding,
         dilation=layer.dilation,
         groups=layer.groups,
-        steps={kind: _eligibility(why_not(kind, layer, weight)) for kind in STEP_KINDS},
+        steps={kind: _eligibility(why_not(kind, weight)) for kind in STEP_KINDS},
     )
 
 

@@ -3,6 +3,7 @@
 import math
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -64,21 +65,28 @@ def _whole_division(node: OnnxNode, left: Value, right: Value) -> Value:
     return Constant(quotient, left.name, trainable=False)
 
 
-def _sizes_or(function: Callable[[int, int], int], otherwise: Handler) -> Handler:
-    """Arithmetic on sizes that vary, if that is what stands there."""
+def _sizes_or(function: Callable[[int, int], int], target: Operator, otherwise: Handler) -> Handler:
+    """Arithmetic on sizes that vary, or of a tensor and such a size, if that is what stands there."""
 
     def handler(node: OnnxNode) -> Result:
-        if not isinstance(node.operand(0), Sizes) and not isinstance(node.operand(1), Sizes):
+        left, right = (node.operand_or_float_size(place) for place in (0, 1))
+        if not isinstance(left, Sizes) and not isinstance(right, Sizes):
             return otherwise(node)
-        left, right = node.sizes(0, "first operand"), node.sizes(1, "second operand")
-        count = max(len(left), len(right))
-        if len(left) not in (1, count) or len(right) not in (1, count):
-            raise node.builder.refuse(f"lists of {len(left)} and {len(right)} sizes don't fit")
-        pairs = zip(left * count if len(left) == 1 else left, right * count if len(right) == 1 else right, strict=False)
-        scalar = all(_is_scalar(node, place) for place in (0, 1))
-        return sizes([_of_sizes(node, function, one, other) for one, other in pairs][:count], scalar=scalar)
+        if isinstance(left, fx.Node) and isinstance(right, Sizes) and right.is_float and len(right.items) == 1:
+            return node.builder.call(target, left, right.items[0])
+        return _arithmetic_of_sizes(node, function)
 
     return handler
+
+
+def _arithmetic_of_sizes(node: OnnxNode, function: Callable[[int, int], int]) -> Result:
+    left, right = node.sizes(0, "first operand"), node.sizes(1, "second operand")
+    count = max(len(left), len(right))
+    if len(left) not in (1, count) or len(right) not in (1, count):
+        raise node.builder.refuse(f"lists of {len(left)} and {len(right)} sizes don't fit")
+    pairs = zip(left * count if len(left) == 1 else left, right * count if len(right) == 1 else right, strict=True)
+    scalar = all(_is_scalar(node, place) for place in (0, 1))
+    return sizes([_of_sizes(node, function, one, other) for one, other in pairs], scalar=scalar)
 
 
 def _is_scalar(node: OnnxNode, place: int) -> bool:
@@ -145,6 +153,8 @@ def _prelu(node: OnnxNode) -> Result:
     b, value, slope = node.builder, node.value(0), node.constant(1, "slope")
     channels = b.shape(value)[1] if b.rank(value) > 1 else None
     shape = tuple(slope.tensor.shape)
+    if len(shape) == b.rank(value) and shape[:1] == (1,):
+        shape = shape[1:]
     one_a_channel = shape[:1] == (channels,) and math.prod(shape) == channels and len(shape) == b.rank(value) - 1
     if slope.tensor.numel() != 1 and not one_a_channel:
         raise b.refuse(f"slopes of shape {shape} are not one number, nor one a channel")
@@ -201,12 +211,12 @@ def _softmax(target: Operator) -> Handler:
 
 
 def _cast(node: OnnxNode) -> Result:
-    found = node.operand(0)
+    found = node.operand_or_float_size(0)
     dtype = element_type(node.integer("to", 0), f"the result of {node.name!r}")
     if isinstance(found, Sizes):
-        if dtype in (torch.int32, torch.int64):
-            return found
-        raise node.builder.refuse("a size that varies with the input is used like a tensor, which is not supported")
+        if dtype not in (torch.int32, torch.int64, torch.float16, torch.float32, torch.float64):
+            raise node.builder.refuse("a size that varies with the input is used like a tensor, which is not supported")
+        return replace(found, is_float=dtype.is_floating_point)
     return canonical.cast(node.builder, found, dtype)
 
 
@@ -258,10 +268,10 @@ ELEMENTWISE: dict[str, Handler] = {
     "Ceil": _unary(aten.ceil.default),
     "Pow": _pow,
     "Clip": _clip,
-    "Add": _sizes_or(operator.add, _add),
-    "Sub": _sizes_or(operator.sub, _binary(aten.sub.Tensor)),
-    "Mul": _sizes_or(operator.mul, _binary(aten.mul.Tensor)),
-    "Div": _sizes_or(operator.floordiv, _binary(aten.div.Tensor)),
+    "Add": _sizes_or(operator.add, aten.add.Tensor, _add),
+    "Sub": _sizes_or(operator.sub, aten.sub.Tensor, _binary(aten.sub.Tensor)),
+    "Mul": _sizes_or(operator.mul, aten.mul.Tensor, _binary(aten.mul.Tensor)),
+    "Div": _sizes_or(operator.floordiv, aten.div.Tensor, _binary(aten.div.Tensor)),
     "Sum": _variadic(aten.add.Tensor),
     "Mean": _variadic(aten.add.Tensor, mean=True),
     "Max": _variadic(aten.maximum.default),

@@ -57,6 +57,8 @@ def _conv_transpose(node: OnnxNode) -> Result:
 def _transposed_sides(node: OnnxNode, image: Value, size: Pair, stride: Pair, dilation: Pair, extra: Pair) -> Sides:
     wanted = node.integers("output_shape", ())
     word = node.word("auto_pad", "NOTSET")
+    if len(wanted) not in (0, 2, 4):
+        raise node.builder.refuse(f"its output_shape is {wanted}; two numbers are needed")
     if not wanted and word not in ("SAME_UPPER", "SAME_LOWER"):
         return (0, 0, 0, 0) if word == "VALID" else _explicit_sides(node)
     height, width = _image_size(node, image)
@@ -80,7 +82,9 @@ def _gemm(node: OnnxNode) -> Result:
     bias = node.optional(2)
     if not isinstance(right, Constant):
         return _gemm_of_results(node, left, right, bias, alpha, beta)
-    matrix = right if node.integer("transB", 0) else canonical.transposed(right)
+    if right.tensor.dim() != 2:
+        raise b.refuse(f"its weight has {right.tensor.dim()} dimensions; two are needed")
+    matrix = right if node.integer("transB", 0) else canonical.transposed(b, right)
     weight = _named(node, _scaled(matrix, alpha), "weight")
     outputs = weight.tensor.shape[0]
     if isinstance(bias, Constant) and bias.tensor.numel() in (1, outputs) and bias.tensor.shape[:-1].numel() == 1:
@@ -126,10 +130,13 @@ def _batch_normalization(node: OnnxNode) -> Result:
 
 def _instance_normalization(node: OnnxNode) -> Result:
     b, image = node.builder, node.value(0)
+    channels = b.shape(image)[1] if b.rank(image) > 2 else None
+    if channels is None:
+        raise b.refuse("only a fixed number of channels is supported")
     return b.call(
         aten.group_norm.default,
         image,
-        _channels(node, image),
+        channels,
         node.value(1),
         node.value(2),
         node.number("epsilon", 1e-5),
@@ -173,6 +180,8 @@ def _layer_normalization(node: OnnxNode) -> Result:
 def _lrn(node: OnnxNode) -> Result:
     """Local response normalisation: x / (bias + alpha * mean of squares over neighbouring channels) ** beta."""
     b, image, size = node.builder, node.value(0), node.integer("size", 1)
+    if b.rank(image) != 4 or size < 1:
+        raise b.refuse(f"windows of {size} over {b.rank(image)} dimensions are not supported")
     squares = b.call(aten.pow.Tensor_Scalar, image, 2)
     before = (size - 1) // 2
     padded = canonical.pad(b, squares, [0, 0, 0, 0, before, size - 1 - before], "constant", 0.0)
@@ -332,6 +341,8 @@ def _pair(node: OnnxNode, attribute: str, default: int | None = 1, *, given: Pai
         raise node.builder.refuse(
             f"its attribute {attribute} has {len(numbers)} numbers; only two dimensions are supported"
         )
+    if min(numbers) < (0 if attribute == "output_padding" else 1):
+        raise node.builder.refuse(f"its attribute {attribute} is {numbers}, which is impossible")
     return (numbers[0], numbers[1])
 
 

@@ -16,10 +16,14 @@ from workers.models.graph_builder import Constant, GraphBuilder, Size, Value
 
 @dataclass(frozen=True)
 class Sizes:
-    """A vector (or, if `scalar`, one) of whole numbers of which at least one varies with the input."""
+    """A vector (or, if `scalar`, one) of whole numbers of which at least one varies with the input.
+
+    A file may cast it to a floating-point type (`is_float`), in which it can only meet a tensor.
+    """
 
     items: tuple[Size, ...]
     scalar: bool = False
+    is_float: bool = False
 
 
 Operand = Value | Sizes
@@ -50,6 +54,13 @@ class OnnxNode:
         return place < len(self.operands) and self.operands[place] is not None
 
     def operand(self, place: int) -> Operand:
+        found = self.operand_or_float_size(place)
+        if isinstance(found, Sizes) and found.is_float:
+            raise self.builder.refuse("a size that varies with the input is used like a tensor, which is not supported")
+        return found
+
+    def operand_or_float_size(self, place: int) -> Operand:
+        """Any input; other methods refuse sizes that were cast to a floating-point type."""
         found = self.operands[place] if self.has(place) else None
         if found is None:
             raise self.builder.refuse(f"its input {place} is missing")

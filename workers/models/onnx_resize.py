@@ -18,7 +18,7 @@ PLACE_TOLERANCE = 1e-4  # of a pixel
 
 def upsample(node: OnnxNode) -> Result:
     """The operator of opset 7 to 9: scales, and places counted from the corner."""
-    scales = node.attributes.get("scales") if node.opset < 9 else node.constant(1, "scales").tensor.tolist()
+    scales = node.attributes.get("scales") if node.opset < 9 else _stored_scales(node, 1)
     if not isinstance(scales, list):
         raise node.builder.refuse("it has no scales")
     return _resized(node, scales=_of_image(node, scales), sizes=None, transform="asymmetric", rounding="floor")
@@ -27,7 +27,7 @@ def upsample(node: OnnxNode) -> Result:
 def resize(node: OnnxNode) -> Result:
     """The operator from opset 10 on."""
     if node.opset == 10:
-        scales = _of_image(node, node.constant(1, "scales").tensor.tolist())
+        scales = _of_image(node, _stored_scales(node, 1))
         return _resized(node, scales=scales, sizes=None, transform="asymmetric", rounding="floor")
     for attribute in ("antialias", "exclude_outside"):
         if node.integer(attribute, 0):
@@ -38,14 +38,21 @@ def resize(node: OnnxNode) -> Result:
     rounding = node.word("nearest_mode", "round_prefer_floor")
     has_scales = node.has(2) and node.constant(2, "scales").tensor.numel() > 0
     if has_scales:
-        scales = _of_image(node, node.constant(2, "scales").tensor.tolist())
+        scales = _of_image(node, _stored_scales(node, 2))
         return _resized(node, scales=scales, sizes=None, transform=transform, rounding=rounding)
     wanted = node.sizes(3, "sizes")
     shape = node.builder.shape(node.value(0))
     # The batch of `wanted` may be a number or a size that varies; either way it can only be the batch that there is.
-    if len(wanted) != 4 or wanted[1] != shape[1]:
+    if len(wanted) != 4 or len(shape) != 4 or wanted[1] != shape[1]:
         raise node.builder.refuse("only height and width of images can change")
     return _resized(node, scales=None, sizes=(wanted[2], wanted[3]), transform=transform, rounding=rounding)
+
+
+def _stored_scales(node: OnnxNode, place: int) -> list[float]:
+    tensor = node.constant(place, "scales").tensor
+    if tensor.numel() > 8:
+        raise node.builder.refuse(f"{tensor.numel()} scales are too many")
+    return [float(scale) for scale in tensor.reshape(-1).tolist()]
 
 
 def _of_image(node: OnnxNode, scales: list[float]) -> tuple[float, float]:

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from workers.models import canonical
 from workers.models.graph import aten
-from workers.models.graph_builder import MAX_FOLDED_ELEMENTS, Constant, Size, Value
+from workers.models.graph_builder import Constant, Size, Value
 from workers.models.onnx_node import Handler, OnnxNode, Result, Sizes, sizes
 from workers.models.onnx_resize import resize, upsample
 
@@ -23,17 +23,18 @@ def _constant(node: OnnxNode) -> Result:
         match attribute, found:
             case "value", torch.Tensor():
                 return Constant(found, node.layer)
-            case (("value_float" | "value_floats"), _):
+            case (("value_float" | "value_floats"), (float() | list())):
                 return Constant(torch.tensor(found, dtype=torch.float32), node.layer)
-            case (("value_int" | "value_ints"), _):
+            case (("value_int" | "value_ints"), (int() | list())):
                 return Constant(torch.tensor(found, dtype=torch.int64), node.layer)
     raise node.builder.refuse("it holds no tensor or number")
 
 
 def _constant_of_shape(node: OnnxNode) -> Result:
     shape = node.numbers(0, "shape")
-    if any(size < 0 for size in shape) or math.prod(shape) > MAX_FOLDED_ELEMENTS:
-        raise node.builder.refuse(f"a constant of shape {shape} is impossible or too large")
+    if any(size < 0 for size in shape):
+        raise node.builder.refuse(f"a constant of shape {shape} is impossible")
+    node.builder.fold(math.prod(shape))
     value = node.attributes.get("value", torch.zeros(1))
     if not isinstance(value, torch.Tensor) or value.numel() != 1:
         raise node.builder.refuse("its value is not one number")
@@ -81,12 +82,9 @@ def _gathered(node: OnnxNode, found: Constant, index: Tensor) -> Constant:
     axis = canonical.dimension(node.builder, node.integer("axis", 0), found.tensor.dim())
     size = found.tensor.shape[axis]
     elements = found.tensor.numel() // max(1, size) * index.numel()
-    if (
-        index.is_floating_point()
-        or elements > MAX_FOLDED_ELEMENTS
-        or not bool(((index >= -size) & (index < size)).all())
-    ):
-        raise node.builder.refuse("it gathers from places that don't exist, or too many")
+    node.builder.fold(elements)
+    if index.is_floating_point() or not bool(((index >= -size) & (index < size)).all()):
+        raise node.builder.refuse("it gathers from places that don't exist")
     return replace(found, tensor=found.tensor.index_select(axis, index.to(torch.int64) % max(1, size)))
 
 
@@ -100,7 +98,7 @@ def _concat(node: OnnxNode) -> Result:
     if any(isinstance(found, Sizes) for found in node.operands):
         parts = [node.sizes(place, "list of sizes") for place in range(len(node.operands))]
         return sizes([item for part in parts for item in part])
-    values = [node.value(place) for place in range(len(node.operands))]
+    values = [node.value(place) for place in range(max(1, len(node.operands)))]
     axis = canonical.dimension(node.builder, node.integer("axis", 1), node.builder.rank(values[0]))
     return node.builder.call(aten.cat.default, values, axis)
 
@@ -113,9 +111,8 @@ def _split(node: OnnxNode) -> Result:
     if size is None:
         raise b.refuse("a dimension that varies can't be split")
     if parts is None:
-        count = node.integer("num_outputs", node.results)
-        step = math.ceil(size / max(1, count))
-        parts = [min(step, size - step * place) for place in range(max(1, count))]
+        step = math.ceil(size / max(1, node.results))
+        parts = [min(step, size - step * place) for place in range(node.results)]
     if sum(parts) != size or any(part < 0 for part in parts):
         raise b.refuse(f"parts of {parts} don't make up {size}")
     starts = [sum(parts[:place]) for place in range(len(parts))]
@@ -323,8 +320,9 @@ def _check_broadcast(node: OnnxNode, tensors: list[Tensor]) -> None:
         shape = torch.broadcast_shapes(*[tensor.shape for tensor in tensors])  # type: ignore[no-untyped-call]
     except RuntimeError as error:
         raise node.builder.refuse("the shapes of its inputs don't fit") from error
-    if len(tensors) != 2 or math.prod(shape) > MAX_FOLDED_ELEMENTS:
-        raise node.builder.refuse("it needs two inputs, and a result that is not too large")
+    if len(tensors) != 2:
+        raise node.builder.refuse("it needs two inputs")
+    node.builder.fold(math.prod(shape))
 
 
 def _cum_sum(node: OnnxNode, tensors: list[Tensor]) -> Tensor:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from workers.models.aten_operators import CHECKS, HANDLERS, IN_PLACE, VIEWS, Arguments, Result, overload
+from workers.models.aten_handlers import Arguments, Result
+from workers.models.aten_operators import CHECKS, HANDLERS, IN_PLACE, TAKE_NUMBERS, VIEWS, overload
 from workers.models.graph_builder import Constant, GraphBuilder, Size, Value
 from workers.models.pt2_schema import DTYPES, Node, Tagged
 
@@ -45,7 +46,7 @@ class NodeReader:
         if not node.target.startswith(_NAMESPACE) or base not in HANDLERS:
             raise self._builder.refuse(
                 "Winnow doesn't know this operator" + _place(node),
-                hint="Replace the layer by one that computes the same with common operators, and export again.",
+                hint="Export without run_decompositions(), or replace the layer by one made of common operators.",
             )
         first = _tensor_name(node.inputs[0].arg) if node.inputs else None
         if name != base and first is not None and first.endswith(_COUNTER):
@@ -84,7 +85,7 @@ class NodeReader:
             value = given.pop(formal.name, formal.default_value)
             if "List[" in kind and value is not None and not isinstance(value, list):
                 value = [value]  # torch writes one number for a list of equal ones
-            if not (_fits(kind, value) or (formal.name == "other" and _fits("number", value))):
+            if not _fits(kind, value) and not (base in TAKE_NUMBERS and kind == "Tensor" and _fits("number", value)):
                 raise self._builder.refuse(f"its argument {formal.name} is not of type {kind}")
             arguments[formal.name] = value
         if given:

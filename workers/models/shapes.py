@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from workers.models.graph import LAYER_OPERATORS, ModelGraph, TensorSpec, layers
-from workers.models.input_shapes import BATCH, DEFAULT_SIZE
+from workers.models.graph import BATCH, DEFAULT_SIZE, LAYER_OPERATORS, ModelGraph, TensorSpec, layers
 from workers.models.shape_rules import run_on_shapes
 
 

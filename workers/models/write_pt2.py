@@ -17,8 +17,7 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 
 from jobs.errors import VerificationFailed
-from workers.models.graph import ModelGraph
-from workers.models.input_shapes import BATCH
+from workers.models.graph import BATCH, ModelGraph
 from workers.models.shapes import concrete_shape
 
 ROOT = "network"

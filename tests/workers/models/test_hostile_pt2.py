@@ -285,7 +285,7 @@ def test_overlapping_entries_are_refused(clean: Entries, tmp_path: Path) -> None
     path = archive(clean, tmp_path)
     content = bytearray(path.read_bytes())
     records = [place for place in range(len(content)) if content[place : place + 4] == b"PK\x01\x02"]
-    content[records[1] + 42 : records[1] + 46] = content[records[0] + 42 : records[0] + 46]
+    content[records[-1] + 42 : records[-1] + 46] = content[records[-2] + 42 : records[-2] + 46]
     path.write_bytes(content)
     with pytest.raises(ModelRefused, match="overlaps"):
         read_pt2(path)

@@ -303,7 +303,7 @@ def test_clip_with_limits_as_inputs(limits: tuple[str, str], tmp_path: Path) -> 
     check(onnx_model([node("Clip", names)], inputs={"x": ["n", 3, 4]}, weights=stored, opset=13), tmp_path)
 
 
-@pytest.mark.parametrize("shape", [(3, 1, 1), (1,), (1, 1, 1)])
+@pytest.mark.parametrize("shape", [(3, 1, 1), (1,), (1, 1, 1), (1, 3, 1, 1)])
 def test_prelu(shape: tuple[int, ...], tmp_path: Path) -> None:
     check(
         onnx_model([node("PRelu", ["x", "s"])], inputs={"x": ["n", 3, 4, 5]}, weights={"s": weights(*shape)}), tmp_path
