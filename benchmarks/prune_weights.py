@@ -208,7 +208,7 @@ def _cost_record(result: PruneResult, step: PruneWeights, seconds: float) -> dic
         "sparsity": result.sparsity,
         "reused_probes": result.reused_probes,
         **cost.as_details(),
-        # What METHODS 3.4 does when it is run as it is written: one whole pass for every evaluation it asks for.
+        # What the method does when it is run as it is written: one whole pass for every evaluation it asks for.
         "share_of_whole_passes": done / ((cost.probes + result.reused_probes) * cost.multiply_adds_of_one_pass),
         "share_of_whole_passes_without_reuse": done / (cost.probes * cost.multiply_adds_of_one_pass),
     }

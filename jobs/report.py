@@ -95,7 +95,7 @@ class LayerReport(Part):
 
 
 class StepReport(Part):
-    """What METHODS asks a step to log. `details` follows the schema of the step kind (docs/methods.md)."""
+    """What a step has to say of itself. `details` follows the schema of the step kind (docs/methods.md)."""
 
     kind: str
     seconds: float

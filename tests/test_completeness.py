@@ -16,7 +16,9 @@ from service.settings import HttpSettings
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("module", ["service.app", "workers.celery_app", "workers.supervisor", "jobs.repository.lifecycle"])
+@pytest.mark.parametrize(
+    "module", ["service.app", "workers.celery_app", "workers.supervisor", "jobs.repository.lifecycle"]
+)
 def test_importing_loads_no_torch(module: str) -> None:
     program = f"import sys, {module}; print([m for m in ('torch', 'onnx', 'onnxruntime', 'numpy') if m in sys.modules])"
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)

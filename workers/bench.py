@@ -98,7 +98,7 @@ class Bench:
         )
 
     def pruning_examples(self, images_per_class: int | None) -> Examples:
-        """The pruning data set of METHODS P-4, drawn from the selection images."""
+        """The pruning data set of claim element P-4, drawn from the selection images."""
         part = self.parts["selection"]
         targets = self.targets(part)
         if self.measure == "agreement" and images_per_class is None:

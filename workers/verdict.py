@@ -33,7 +33,7 @@ def judge(
 
 
 def notes_on_zeros(before: Totals, after: Totals, original: FileSize, files: list[DeliveredFile]) -> list[str]:
-    """What zeros are worth and what not, said plainly (METHODS section 8)."""
+    """What zeros are worth and what not, said plainly."""
     if after.nonzeros >= before.nonzeros:
         return []
     smallest = min(files, key=lambda file: file.size.bytes)

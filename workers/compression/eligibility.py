@@ -3,13 +3,11 @@
 import torch
 from torch import Tensor
 
-from workers.models.graph import Layer
-
-SMALLEST_LAYER = 16  # METHODS 3.6: a distribution of fewer weights says nothing
+SMALLEST_LAYER = 16  # a distribution of fewer weights says nothing
 
 
-def why_not(step_kind: str, layer: Layer, weight: Tensor) -> str | None:
-    """The reason why `step_kind` leaves `layer` alone, or None if it can work on it."""
+def why_not(step_kind: str, weight: Tensor) -> str | None:
+    """The reason why `step_kind` leaves a layer with this weight alone, or None if it can work on it."""
     if not weight.is_floating_point():
         return f"its weights are {str(weight.dtype).removeprefix('torch.')}, not floating point"
     match step_kind:

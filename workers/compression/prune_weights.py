@@ -151,7 +151,7 @@ class _Search:
         sensitivities = tuple(self._sensitivities[layer] for layer in self._active)
         reference = self.now.correct if self._step.reference == "layer_start" else self.evaluator.correct
         before = self.now
-        allowed = self._allowed_drop_pp()
+        allowed = self._allowed_drop_pp(first.layer)
         trials, ended = self._prune_subject(first, at_least=floor(reference - self._images_of(allowed)) + 1)
         accepted_rate = max((trial.rate for trial in trials if trial.accepted), default=0.0)
         self._active.remove(first.layer)
@@ -268,12 +268,14 @@ class _Search:
             accepted=accepted,
         )
 
-    def _allowed_drop_pp(self) -> Fraction:
+    def _allowed_drop_pp(self, subject: Layer) -> Fraction:
         """The drop at which the current subject is left alone."""
         whole = _exact(self._step.max_drop_pp)
         if self._step.reference != "progressive":
             return whole
-        return whole * (len(self.iterations) + 1) / len(self._layers)
+        # In step with the weights that have had their turn: equal parts for all layers would spend the budget on small ones.
+        left = sum(self.weights[layer].numel() for layer in self._active if layer != subject)
+        return whole * (1 - Fraction(left, sum(weight.numel() for weight in self.weights.values())))
 
     def _images_of(self, percentage_points: Fraction) -> Fraction:
         return percentage_points * self.evaluator.images / 100
@@ -323,7 +325,7 @@ def _prunable_weights(graph: ModelGraph, step: PruneWeights) -> tuple[dict[Layer
     prunable: dict[Layer, Tensor] = {}
     skipped: dict[str, str] = {}
     for layer, weight in found.items():
-        reason = "the recipe excludes it" if layer.name in step.exclude else why_not("prune_weights", layer, weight)
+        reason = "the recipe excludes it" if layer.name in step.exclude else why_not("prune_weights", weight)
         if reason:
             skipped[layer.name] = reason
         else:

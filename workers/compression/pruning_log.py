@@ -1,4 +1,4 @@
-"""What method P records of itself: every sensitivity, every threshold tried, what was accepted, and why it ended (METHODS 3.2).
+"""What method P records of itself: every sensitivity, every threshold tried, what was accepted, and why it ended.
 
 Accuracies and changes are in percent and percentage points on the pruning data. `as_details()` is what the report shows.
 """
@@ -72,7 +72,7 @@ class LayerSparsity:
 
 @dataclass(frozen=True)
 class PruneResult:
-    """The pruned network and everything that METHODS asks to be logged about it."""
+    """The pruned network and all that is to be known about how it came to be."""
 
     graph: ModelGraph
     iterations: tuple[Iteration, ...]
@@ -106,7 +106,7 @@ class PruneResult:
 
     @property
     def accuracy_deviation_pp(self) -> float:
-        """Standard deviation of an accuracy measured on so many images (METHODS 3.3)."""
+        """Standard deviation of an accuracy measured on so many images."""
         share = self.accuracy_after / 100.0
         return float(100.0 * (share * (1.0 - share) / self.images) ** 0.5)
 

@@ -1,4 +1,4 @@
-"""Weight thresholds from the distribution of a trained network's weights (METHODS 3.3, P-1 and P-2).
+"""Weight thresholds from the distribution of a trained network's weights (docs/methods.md, P-1 and P-2).
 
 Under the patent's model the weights of a layer are normal: `z = (w - mu) / sigma ~ N(0, 1)`. A share `p` of them then lies within
 `z(p) = Phi^-1((1 + p) / 2)` standard deviations, so `T = sigma * z(p)` is the threshold that prunes that share.

@@ -1,4 +1,4 @@
-"""Which images play which part in a job. Roles never mix (METHODS section 1): `train` for learning, `selection` for every
+"""Which images play which part in a job. Roles never mix (docs/methods.md): `train` for learning, `selection` for every
 decision, `test` looked at once at the end.
 
 * Several datasets: each plays the role it was given for, whole. The same file under two roles is refused, and images that

@@ -13,7 +13,7 @@ Name = TypeVar("Name", bound=str)
 def sample_per_class(labels: Indices, per_class: int, seed: int) -> Indices:
     """The numbers of exactly `per_class` images of each class, drawn at random without replacement, in ascending order.
 
-    This is the pruning data set of METHODS P-4: a predetermined number of data randomly extracted from each class.
+    This is the pruning data set of claim element P-4: a predetermined number of data randomly extracted from each class.
     """
     smallest = int(np.unique(labels, return_counts=True)[1].min())
     if per_class > smallest:

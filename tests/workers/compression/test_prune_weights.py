@@ -1,4 +1,4 @@
-"""Method P against METHODS section 3: each claim element has a test named after it, P-1 and P-2 in test_thresholds.py."""
+"""Method P against docs/methods.md: each claim element has a test named after it, P-1 and P-2 in test_thresholds.py."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -96,6 +96,13 @@ def test_p5_subject_is_the_layer_of_lowest_sensitivity_as_in_vector_c3(
     assert [done.subject for done in result.iterations] == ["B", "A", "C"]
     assert [len(done.trials) for done in result.iterations] == trials
     assert -result.measured_change_pp == pytest.approx(final_drop, abs=1e-9)
+
+
+def test_progressive_limits_grow_with_the_weights_that_have_had_their_turn() -> None:
+    network = nn.Sequential(nn.Linear(10, 30), nn.Linear(30, 20), nn.Linear(20, 5))  # 300, 600 and 100 weights
+    result, _ = run_scripted(graph_of(network, torch.zeros(1, 10)), vector_step(reference="progressive"), lambda _: 0.0)
+    limits = {done.subject: done.allowed_drop_pp for done in result.iterations}
+    assert limits == {"1": 0.6, "0": 0.9, "2": 1.0}
 
 
 def test_p3_sensitivity_is_the_accuracy_before_pruning_a_layer_less_the_accuracy_after(

@@ -1,4 +1,4 @@
-"""Thresholds from the distribution of weights: the numbers of METHODS 3.3 and the edges of 3.6."""
+"""Thresholds from the distribution of weights: the published table of z(p), and the edges."""
 
 import math
 
