@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,12 @@ DATA_FOLDER = Path(os.environ.get("WINNOW_DATA") or Path(__file__).parents[2] / 
 def data_folder() -> Path:
     """The folder of real models and images (WINNOW_DATA)."""
     return DATA_FOLDER
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches what the tests start, also where a shell in the background made everything below it deaf to it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
