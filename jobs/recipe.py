@@ -47,7 +47,7 @@ class PruneWeights(Schema):
     reference: Literal["baseline", "layer_start", "progressive"] = Field(
         default="progressive",
         description="What a drop is measured against: the uploaded model (baseline), the model as it was when the layer "
-        "became the subject (layer_start), or the uploaded model with a limit that grows with each layer (progressive).",
+        "became the subject (layer_start), or the uploaded model with a limit that grows with the weights done (progressive).",
     )
     scope: Literal["layer", "global"] = Field(
         default="layer", description="One threshold per layer from its own weights, or one for all from all weights."
