@@ -4,9 +4,10 @@
 HTTP status codes live in `service/errors.py` alone.
 
     Refusal
-    ├── FileRefused            an uploaded file is broken, hostile or not supported        (code model_rejected, dataset_rejected)
-    ├── RecipeRefused          this recipe can't run on this model and data                (code recipe_refused)
-    └── …                      see jobs/repository.py for those about rows
+    ├── ModelRefused           an uploaded model is broken, hostile or not supported
+    ├── DatasetRefused         an uploaded dataset is
+    ├── RecipeRefused          this recipe can't run on this model and data
+    └── VerificationFailed     a written file doesn't behave like the network it was written from
 """
 
 from enum import StrEnum
