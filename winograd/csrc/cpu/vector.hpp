@@ -1,0 +1,56 @@
+// A vector of floats as wide as this translation unit's instruction set, in GCC's and Clang's vector notation.
+//
+// One source serves all instruction sets: convolve_avx512.cpp, convolve_avx2.cpp and convolve_portable.cpp define
+// WINOGRAD_VARIANT (a namespace) and WINOGRAD_LANES and include the same headers. Everything below lives in that
+// namespace, so that the linker can't hand code of a wider instruction set to a processor that lacks it; for the same reason
+// nothing here uses templates of the standard library.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#define WINOGRAD_INLINE inline __attribute__((always_inline))
+#define WINOGRAD_INLINE_LAMBDA __attribute__((always_inline))
+#define WINOGRAD_UNROLL _Pragma("GCC unroll 16")
+
+namespace winograd::WINOGRAD_VARIANT {
+
+inline constexpr int kLanes = WINOGRAD_LANES;
+inline constexpr int kChannelBlock = 16;  // channels that lie together in V, whatever the vector
+inline constexpr int kPanel = 32;         // filters that lie together in U, whatever the vector
+
+typedef float Vector __attribute__((vector_size(WINOGRAD_LANES * sizeof(float))));
+// Compilers let a vector alias its elements' type, so it needs no may_alias, after which they would read every member again.
+typedef float UnalignedVector __attribute__((vector_size(WINOGRAD_LANES * sizeof(float)), aligned(4)));
+
+WINOGRAD_INLINE Vector load(const float *from) { return *reinterpret_cast<const UnalignedVector *>(from); }
+WINOGRAD_INLINE void store(float *to, Vector value) { *reinterpret_cast<UnalignedVector *>(to) = value; }
+// The first `lanes` floats alone; the other lanes read as zero and are not written.
+WINOGRAD_INLINE Vector load_some(const float *from, int64_t lanes) {
+  Vector value{};
+  std::memcpy(&value, from, sizeof(float) * static_cast<size_t>(lanes));
+  return value;
+}
+WINOGRAD_INLINE void store_some(float *to, Vector value, int64_t lanes) {
+  std::memcpy(to, &value, sizeof(float) * static_cast<size_t>(lanes));
+}
+WINOGRAD_INLINE Vector broadcast(float value) { return value - Vector{}; }
+// The larger of both; a NaN in `value` stays one.
+WINOGRAD_INLINE Vector at_least(Vector value, Vector floor) { return floor > value ? floor : value; }
+template <int value_>
+struct Tile {
+  static constexpr int value = value_;
+};
+
+template <class T>
+WINOGRAD_INLINE constexpr T smaller(T a, T b) {
+  return a < b ? a : b;
+}
+template <class T>
+WINOGRAD_INLINE constexpr T larger(T a, T b) {
+  return a < b ? b : a;
+}
+WINOGRAD_INLINE constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+WINOGRAD_INLINE constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+}  // namespace winograd::WINOGRAD_VARIANT
