@@ -1,0 +1,27 @@
+// y = activation(A^T M A + bias + residual) for a chunk of tiles: one thread for each tile and 1 to 8 filters.
+//
+// The same mapping of threads as in transform_input.cu. With channels first a warp writes every m-th element of a row, m times
+// over; the L2 cache joins them.
+#include "kernel_launch.cuh"
+
+namespace winograd::cuda {
+
+template <int m, int lanes, class Storage>
+__global__ void __launch_bounds__(kThreadsOfBlock) transform_output_kernel(const __grid_constant__ OutputStage<Storage> stage) {
+  const ThreadPlace thread = this_thread(stage.grid);
+  if (thread.inside) transform_output<m, lanes>(stage, thread);
+}
+
+}  // namespace winograd::cuda
+
+extern "C" int winograd_cuda_transform_output(const winograd_problem* problem, const winograd_cuda_chunk* chunk, int32_t type,
+                                              int32_t memory, const void* m, const winograd_cuda_epilogue* epilogue,
+                                              void* output, void* stream) {
+  using namespace winograd::cuda;
+  return guarded([&] {
+    transform_output_stage(*problem, *chunk, type, memory, m, *epilogue, output, [&](auto variant, const auto& stage) {
+      using V = decltype(variant);
+      launch_kernel(transform_output_kernel<V::m, V::lanes, typename V::Storage>, stage, stream);
+    });
+  });
+}

@@ -1,0 +1,223 @@
+"""The operators of the namespace `winograd`: schemas, plain-torch defaults, shapes, gradients and autocast.
+
+The compiled library, once loaded, registers faster kernels for CPU and CUDA under the same names. `reference_<name>` stays
+the plain-torch one, which those kernels call for what they don't do (float64). Defaults and shapes check their arguments
+again, so that calling `torch.ops.winograd` directly ends in a sentence too.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from winograd import arguments, reference
+from winograd.arguments import output_shape
+from winograd.matrices import FILTER_SIZE
+
+EPILOGUE = 'Tensor? bias=None, Tensor? residual=None, str activation="none", int groups=1'
+PACKED = (
+    f"(Tensor input, Tensor packed, int filters, int[] positions, int kernel_groups, int m, SymInt[2] padding, {EPILOGUE}, "
+    "int[] blocking=[]) -> Tensor"
+)
+SCHEMAS = {
+    "conv2d": f"(Tensor input, Tensor weights, int[] positions, int m, SymInt[2] padding, {EPILOGUE}) -> Tensor",
+    "pack_weights": "(Tensor weights, int[] positions, int m, int groups=1) -> Tensor",
+    "pack_filters": "(Tensor filters, int[] positions, int m, int kernel_groups=1, int groups=1) -> Tensor",
+    "conv2d_packed": PACKED,
+    "conv2d_packed_filters": PACKED,
+}
+
+
+# ---- What the operators do where nothing faster is registered -------------------------------------------------------------
+
+
+def _default_conv2d(
+    input: Tensor,
+    weights: Tensor,
+    positions: list[int],
+    m: int,
+    padding: list[int],
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    groups: int = 1,
+) -> Tensor:
+    arguments.check_conv2d(input, weights, positions, m, padding, bias, residual, activation, groups)
+    if input.dtype in arguments.HALVES:
+        return _in_float32("conv2d", input, weights, positions, m, padding, bias, residual, activation, groups)
+    output = reference.conv2d(
+        input, weights, positions, m, padding, bias=bias, residual=residual, activation=activation, groups=groups
+    )
+    return _empty_output(input, weights.shape[1], padding).copy_(output)
+
+
+def _default_pack_weights(weights: Tensor, positions: list[int], m: int, groups: int = 1) -> Tensor:
+    arguments.check_weights(weights, positions, m, groups)
+    return weights.flatten().clone()
+
+
+def _default_pack_filters(
+    filters: Tensor, positions: list[int], m: int, kernel_groups: int = 1, groups: int = 1
+) -> Tensor:
+    arguments.check_filters(filters, positions, m, kernel_groups, groups)
+    return filters.flatten().clone()
+
+
+def _default_conv2d_packed(
+    input: Tensor,
+    packed: Tensor,
+    filters: int,
+    positions: list[int],
+    kernel_groups: int,
+    m: int,
+    padding: list[int],
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    groups: int = 1,
+    blocking: Sequence[int] = (),
+) -> Tensor:
+    epilogue = bias, residual, activation, groups
+    arguments.check_conv2d_packed(input, packed, filters, positions, kernel_groups, m, padding, *epilogue, blocking)
+    weights = _unpack(packed, len(positions) // kernel_groups, filters, input.shape[1] // groups)
+    return _default_conv2d(input, weights, positions, m, padding, *epilogue)
+
+
+def _default_conv2d_packed_filters(
+    input: Tensor,
+    packed: Tensor,
+    filters: int,
+    positions: list[int],
+    kernel_groups: int,
+    m: int,
+    padding: list[int],
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    groups: int = 1,
+    blocking: Sequence[int] = (),
+) -> Tensor:
+    epilogue = bias, residual, activation, groups
+    arguments.check_conv2d_packed(input, packed, filters, positions, kernel_groups, m, padding, *epilogue, blocking)
+    if input.dtype in arguments.HALVES:
+        sizes = filters, positions, kernel_groups, m, padding
+        return _in_float32("reference_conv2d_packed_filters", input, packed, *sizes, *epilogue, blocking)
+    unpacked = _unpack(packed, filters, input.shape[1] // groups, FILTER_SIZE, FILTER_SIZE)
+    weights = reference.transform_filters(unpacked, positions, m, kernel_groups=kernel_groups)
+    return _default_conv2d(input, weights, positions, m, padding, *epilogue)
+
+
+def _in_float32(name: str, input: Tensor, *others: Any) -> Tensor:
+    """Halves are stored only: compute with all operands in float32, and round once."""
+    given = (x.float() if isinstance(x, Tensor) else x for x in (input, *others))
+    output: Tensor = getattr(torch.ops.winograd, name)(*given)
+    return output.to(input.dtype)
+
+
+def _unpack(packed: Tensor, *shape: int) -> Tensor:
+    if packed.numel() != torch.Size(shape).numel():
+        raise ValueError(f"packed holds {packed.numel()} numbers, not {list(shape)}; pack again for this convolution.")
+    return packed.reshape(shape)
+
+
+def _empty_output(input: Tensor, filters: int, padding: Sequence[int]) -> Tensor:
+    shape = output_shape(input, filters, padding)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=reference.memory_format_of(input))
+
+
+# ---- Shapes, for tracing --------------------------------------------------------------------------------------------------
+
+
+def _fake_conv2d(
+    input: Tensor,
+    weights: Tensor,
+    positions: list[int],
+    m: int,
+    padding: list[int],
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    groups: int = 1,
+) -> Tensor:
+    arguments.check_conv2d(input, weights, positions, m, padding, bias, residual, activation, groups)
+    return _empty_output(input, weights.shape[1], padding)
+
+
+def _fake_conv2d_packed(
+    input: Tensor,
+    _packed: Tensor,
+    filters: int,
+    _positions: list[int],
+    _kernel_groups: int,
+    _m: int,
+    padding: list[int],
+    *_: object,
+) -> Tensor:
+    return _empty_output(input, filters, padding)
+
+
+def _fake_pack(weights: Tensor, *_: object) -> Tensor:
+    # Only the implementation that packs knows how much it fills up.
+    return weights.new_empty(torch.library.get_ctx().new_dynamic_size())
+
+
+# ---- Gradients ------------------------------------------------------------------------------------------------------------
+
+
+def _save_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # torch's types
+    input, weights, ctx.positions, ctx.m, ctx.padding, _, _, activation, ctx.groups = inputs
+    ctx.save_for_backward(input, weights, output if activation == "relu" else None)
+
+
+def _conv2d_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # torch's types
+    input, weights, output = ctx.saved_tensors
+    if output is not None:
+        grad = torch.ops.aten.threshold_backward(grad, output, 0)
+    # torch leaves out what has its default at the end.
+    wants_input, wants_weights, _, _, _, wants_bias, wants_residual = (*ctx.needs_input_grad, False, False)[:7]
+    dtype = grad.dtype
+    grad, input, weights = (x.float() if dtype in arguments.HALVES else x for x in (grad, input, weights))
+    gradients = reference.conv2d_gradients(
+        grad, input, weights, ctx.positions, ctx.m, ctx.padding, groups=ctx.groups, wanted=(wants_input, wants_weights)
+    )
+    grad_input, grad_weights = (x if x is None else x.to(dtype) for x in gradients)
+    grad_bias = grad.sum((0, 2, 3)).to(dtype) if wants_bias else None
+    grad_residual = grad.to(dtype) if wants_residual else None
+    return grad_input, grad_weights, None, None, None, grad_bias, grad_residual, None, None
+
+
+def _no_gradients(_ctx: Any, _grad: Tensor) -> None:  # torch's types
+    raise NotImplementedError("Packed weights have no gradients; call winograd.conv2d with the weights themselves.")
+
+
+# ---- Registration ---------------------------------------------------------------------------------------------------------
+
+DEFAULTS: dict[str, Callable[..., Tensor]] = {
+    "conv2d": _default_conv2d,
+    "pack_weights": _default_pack_weights,
+    "pack_filters": _default_pack_filters,
+    "conv2d_packed": _default_conv2d_packed,
+    "conv2d_packed_filters": _default_conv2d_packed_filters,
+}
+FAKES: dict[str, Callable[..., Tensor]] = {
+    "conv2d": _fake_conv2d,
+    "pack_weights": _fake_pack,
+    "pack_filters": _fake_pack,
+    "conv2d_packed": _fake_conv2d_packed,
+    "conv2d_packed_filters": _fake_conv2d_packed,
+}
+
+
+def define_operators() -> None:
+    """Make the names exist; once for each process, before the compiled library is loaded."""
+    for short, schema in SCHEMAS.items():
+        for name in (f"winograd::{short}", f"winograd::reference_{short}"):
+            torch.library.define(name, schema, tags=torch.Tag.pt2_compliant_tag)
+            torch.library.impl(name, "default")(DEFAULTS[short])
+            torch.library.register_fake(name)(FAKES[short])
+        for device in ("cpu", "cuda"):
+            torch.library.register_autocast(f"winograd::{short}", device, torch.float32)
+        if short != "conv2d":
+            torch.library.register_autograd(f"winograd::{short}", _no_gradients)
+    torch.library.register_autograd("winograd::conv2d", _conv2d_gradients, setup_context=_save_for_gradients)
