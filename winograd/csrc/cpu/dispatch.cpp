@@ -52,6 +52,10 @@ int64_t second_level_cache_bytes() {
   return bytes;
 }
 
+// Measured on two cores with 1 MiB of second-level cache each (Zen 4, 2026-11-24).
+constexpr int64_t kTilesOfAThread = 6;
+constexpr int64_t kCachesOfWeights = 16;
+
 // Blocks that keep V and M of a thread in its second-level cache, and how the threads share the work.
 // benchmarks/winograd.py measures other choices; selection.py passes the better ones.
 winograd_blocking choose_blocking(const winograd_problem &problem, const winograd_blocking *asked, int64_t threads,
@@ -64,12 +68,10 @@ winograd_blocking choose_blocking(const winograd_problem &problem, const winogra
   winograd_blocking chosen = asked != nullptr ? *asked : winograd_blocking{0, 0, -1};
   const int64_t bytes_of_tile = problem.kept * runs.channels * 4;
   const int64_t bytes_of_weights = problem.kept * runs.channels * runs.filters * 4;
-  if (chosen.shared < 0) {
-    // Reading all of U again for each block of a thread must cost less than it computes meanwhile.
-    const int64_t own_tiles = l2 / 2 / bytes_of_tile;
-    chosen.shared = tiles < 2 * variant.most_rows * threads ||
-                    (bytes_of_weights > 2 * l2 && own_tiles < 4 * variant.most_rows);
-  }
+  // Threads with tiles of their own read all of U each, in each block: dear where U comes from memory. And with few tiles
+  // for each thread a row of U is used too seldom. Otherwise a shared V, which threads fetch from each other, costs more.
+  if (chosen.shared < 0)
+    chosen.shared = tiles < kTilesOfAThread * threads || bytes_of_weights > kCachesOfWeights * l2;
   if (chosen.filters <= 0) chosen.filters = static_cast<int32_t>(32 * (panels < 4 ? panels : 4));
   if (chosen.tiles <= 0) {
     const int64_t budget = chosen.shared == 1 ? 4 * l2 : l2 / 2;

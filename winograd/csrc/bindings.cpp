@@ -1,0 +1,158 @@
+// The operators of torch.ops.winograd on CPU tensors: arguments to pointers, and nothing else.
+//
+// registration.py defines the schemas and what plain torch does for them; this registers faster code under the same names.
+// float32 is computed here. For every other type, and while the reference is forced, `winograd::reference_<name>` is called.
+// The arguments are checked again, so that calling torch.ops.winograd with nonsense ends in an exception.
+#include <algorithm>
+
+#include "bindings.hpp"
+
+namespace winograd::bindings {
+namespace {
+
+// A tensor packed by plain torch is never as long as one packed here, so neither is taken for the other.
+constexpr int64_t kMark = 16;
+
+bool is_computed_here(const Tensor &x) {
+  return x.scalar_type() == ScalarType::Float && !reference_is_forced.load(std::memory_order_relaxed);
+}
+
+void require_float32_on_cpu(const Tensor &x, const char *name) {
+  if (x.scalar_type() != ScalarType::Float) refuse(name, " is not of float32 as the other tensors are; convert it.");
+  if (!x.is_cpu()) refuse(name, " is not on the CPU as the other tensors are; move it.");
+}
+
+void check(int code) {
+  if (code != 0) refuse(winograd_last_error());
+}
+
+// What is packed, and the functions of the C interface that belong to it.
+struct Packing {
+  const char *maker;
+  int64_t (*size)(const winograd_problem *);
+  int (*pack)(const winograd_problem *, const float *, float *);
+  int (*convolve)(const winograd_problem *, const winograd_operands *, const winograd_blocking *, const winograd_threads *);
+
+  int64_t floats(const Problem &problem) const {
+    const int64_t count = size(problem.get());
+    if (count < 0) refuse(winograd_last_error());
+    return count + kMark;
+  }
+
+  Tensor pack_up(const Problem &problem, const Tensor &weights) const {
+    const Tensor packed = new_tensor(weights, {floats(problem)});
+    float *const start = packed.mutable_data_ptr<float>();
+    check(pack(problem.get(), dense(weights).const_data_ptr<float>(), start));
+    std::fill_n(start + packed.size(0) - kMark, kMark, 0.0f);
+    return packed;
+  }
+};
+constexpr Packing kWeights{"pack_weights", winograd_packed_weights_size, winograd_pack_weights, winograd_conv2d};
+constexpr Packing kFilters{"pack_filters", winograd_packed_filters_size, winograd_pack_filters, winograd_conv2d_from_filters};
+
+void run_on_torch_threads(void *, int64_t parts, void (*body)(void *context, int64_t part), void *context) {
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) body(context, part);
+  });
+}
+
+winograd_blocking blocking_of(const Numbers &given) {
+  if (given.empty()) return {0, 0, -1};
+  if (given.size() != 3) refuse("blocking has ", given.size(), " numbers; pass tiles, filters and shared, or none.");
+  return {as_int32(given[0], "blocking"), as_int32(given[1], "blocking"), as_int32(given[2], "blocking")};
+}
+
+const float *pointer_or_null(const OptionalTensor &x) { return x ? x->const_data_ptr<float>() : nullptr; }
+
+Tensor convolve(const Packing &packing, const Problem &problem, const Tensor &input, const Tensor &packed,
+                const OptionalTensor &bias, const OptionalTensor &residual, const std::string &activation,
+                const Numbers &blocking) {
+  require_float32_on_cpu(input, "input");
+  if (bias) require_float32_on_cpu(*bias, "bias");
+  if (residual) require_float32_on_cpu(*residual, "residual");
+  const winograd_memory memory = memory_of(input);
+  const Tensor dense_input = dense(input, memory);
+  const OptionalTensor own_bias = dense_bias(bias, problem), own_residual = dense_residual(residual, problem, memory);
+  const auto sizes = problem.output_sizes();
+  const Tensor output = new_tensor(input, {sizes.data(), sizes.size()}, memory);
+  const winograd_operands operands{dense_input.const_data_ptr<float>(), packed.const_data_ptr<float>(),
+                                   pointer_or_null(own_bias),           pointer_or_null(own_residual),
+                                   output.mutable_data_ptr<float>(),    memory,
+                                   activation_of(activation)};
+  const winograd_blocking blocks = blocking_of(blocking);
+  const winograd_threads threads{as_int32(torch::stable::get_num_threads(), "the number of threads"), run_on_torch_threads, nullptr};
+  check(packing.convolve(problem.get(), &operands, &blocks, &threads));
+  return output;
+}
+
+// ---- The operators -----------------------------------------------------------------------------------------------
+
+Tensor conv2d(const Tensor &input, const Tensor &weights, const Numbers &positions, int64_t m, const Numbers &padding,
+              const OptionalTensor &bias, const OptionalTensor &residual, const std::string &activation, int64_t groups) {
+  if (!is_computed_here(input))
+    return call_reference("winograd::reference_conv2d", input, weights, positions, m, padding, bias, residual, activation, groups);
+  require_float32_on_cpu(weights, "weights");
+  const int64_t kernel_groups = kernel_groups_of(weights, positions);
+  const Problem problem(input, weights.size(1), positions, kernel_groups, m, padding, groups);
+  if (weights.size(2) * problem->groups != problem->channels)
+    refuse("input has ", problem->channels, " channels, but weights of shape ", shape_of(weights), " in ", groups, " groups.");
+  return convolve(kWeights, problem, input, kWeights.pack_up(problem, weights), bias, residual, activation, {});
+}
+
+Tensor pack_weights(const Tensor &weights, const Numbers &positions, int64_t m, int64_t groups) {
+  if (!is_computed_here(weights)) return call_reference("winograd::reference_pack_weights", weights, positions, m, groups);
+  const int64_t kernel_groups = kernel_groups_of(weights, positions);
+  return kWeights.pack_up(Problem(weights.size(2), weights.size(1), positions, kernel_groups, m, groups), weights);
+}
+
+Tensor pack_filters(const Tensor &filters, const Numbers &positions, int64_t m, int64_t kernel_groups, int64_t groups) {
+  if (!is_computed_here(filters))
+    return call_reference("winograd::reference_pack_filters", filters, positions, m, kernel_groups, groups);
+  require_dimensions(filters, 4, "filters", "[K, C/groups, 3, 3]");
+  if (filters.size(2) != 3 || filters.size(3) != 3) refuse("filters have shape ", shape_of(filters), "; pass [K, C/groups, 3, 3].");
+  return kFilters.pack_up(Problem(filters.size(1), filters.size(0), positions, kernel_groups, m, groups), filters);
+}
+
+Tensor conv2d_of(const Packing &packing, const char *reference, const Tensor &input, const Tensor &packed, int64_t filters,
+                 const Numbers &positions, int64_t kernel_groups, int64_t m, const Numbers &padding, const OptionalTensor &bias,
+                 const OptionalTensor &residual, const std::string &activation, int64_t groups, const Numbers &blocking) {
+  if (!is_computed_here(input))
+    return call_reference(reference, input, packed, filters, positions, kernel_groups, m, padding, bias, residual, activation,
+                          groups, blocking);
+  require_float32_on_cpu(packed, "packed");
+  const Problem problem(input, filters, positions, kernel_groups, m, padding, groups);
+  if (packed.dim() != 1 || packed.size(0) != packing.floats(problem))
+    refuse("packed has shape ", shape_of(packed), ", not [", packing.floats(problem), "]; pack again, with ", packing.maker,
+           " and for this convolution.");
+  return convolve(packing, problem, input, dense(packed), bias, residual, activation, blocking);
+}
+
+Tensor conv2d_packed(const Tensor &input, const Tensor &packed, int64_t filters, const Numbers &positions, int64_t kernel_groups,
+                     int64_t m, const Numbers &padding, const OptionalTensor &bias, const OptionalTensor &residual,
+                     const std::string &activation, int64_t groups, const Numbers &blocking) {
+  return conv2d_of(kWeights, "winograd::reference_conv2d_packed", input, packed, filters, positions, kernel_groups, m, padding,
+                   bias, residual, activation, groups, blocking);
+}
+
+Tensor conv2d_packed_filters(const Tensor &input, const Tensor &packed, int64_t filters, const Numbers &positions,
+                             int64_t kernel_groups, int64_t m, const Numbers &padding, const OptionalTensor &bias,
+                             const OptionalTensor &residual, const std::string &activation, int64_t groups,
+                             const Numbers &blocking) {
+  return conv2d_of(kFilters, "winograd::reference_conv2d_packed_filters", input, packed, filters, positions, kernel_groups, m,
+                   padding, bias, residual, activation, groups, blocking);
+}
+
+}  // namespace
+}  // namespace winograd::bindings
+
+STABLE_TORCH_LIBRARY_IMPL(winograd, CPU, library) {
+  using namespace winograd::bindings;
+  library.impl("conv2d", TORCH_BOX(&conv2d));
+  library.impl("pack_weights", TORCH_BOX(&pack_weights));
+  library.impl("pack_filters", TORCH_BOX(&pack_filters));
+  library.impl("conv2d_packed", TORCH_BOX(&conv2d_packed));
+  library.impl("conv2d_packed_filters", TORCH_BOX(&conv2d_packed_filters));
+}
+
+// For winograd.library: 1 sends all calls to plain torch, 0 no longer.
+extern "C" WINOGRAD_API void winograd_torch_force_reference(int on) { winograd::bindings::reference_is_forced = on != 0; }
