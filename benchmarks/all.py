@@ -10,6 +10,11 @@ COMMANDS = (
     ("benchmarks.polling",),
     ("benchmarks.upload",),
     ("benchmarks.faults", "20"),
+    ("benchmarks.winograd.numerics",),
+    ("benchmarks.winograd", "layers"),
+    ("benchmarks.winograd", "small"),
+    ("benchmarks.winograd", "chain", "--batch", "1"),
+    ("benchmarks.winograd", "networks"),
 )
 
 

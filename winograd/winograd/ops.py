@@ -42,7 +42,8 @@ def conv2d(
     input [N, C, H, W]; weights [P, K, C/g] of the Winograd domain at the P kept positions of F(m x m, 3x3), as
     `transform_filters` makes them; positions: row * (m + 2) + column of each, ascending, for each of one or more equal runs
     of filters; padding: zeros on both sides of rows and columns; bias [K]; residual shaped like the output; activation
-    "none" or "relu". All tensors have one dtype: float32, float64, or a half (float16, bfloat16), which is computed in float32. Raises ValueError or TypeError for anything else.
+    "none" or "relu". All tensors have one dtype: float32, float64, or a half (float16, bfloat16), which is computed in
+    float32. Raises ValueError or TypeError for anything else.
     """
     padding = _pair(padding)
     arguments.check_conv2d(input, weights, positions, m, padding, bias, residual, activation, groups)

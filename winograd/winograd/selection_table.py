@@ -8,16 +8,16 @@ CPU = Table(
     machine='AMD EPYC (family 25, model 17)',
     date='2026-11-24',
     coefficients=Coefficients(
-        call=2.052e+04,
-        direct_vector=0.2942,
-        multiply_vector=0.2804,
-        transform_vector=0.6691,
-        weight_byte=0.008856,
-        image_byte=0.02123,
+        call=2.088e+04,
+        direct_vector=0.2664,
+        multiply_vector=0.2795,
+        transform_vector=0.6484,
+        weight_byte=0.008861,
+        image_byte=0.02369,
     ),
     rows=(
         Row(2, Shape(64, 64, 56, 56, 1), {
-            "direct": Measured(1.0293),
+            "direct": Measured(1.0242),
             "m2": Measured(0.5508, (28, 256, 0)),
             "m4": Measured(0.3335),
             "m6": Measured(0.3272),
@@ -26,7 +26,7 @@ CPU = Table(
             "f4": Measured(0.422, (224, 0, 1)),
         }),
         Row(2, Shape(64, 64, 56, 56, 8), {
-            "direct": Measured(17.7866),
+            "direct": Measured(8.1688),
             "m2": Measured(4.6474, (28, 0, 0)),
             "m4": Measured(2.8337, (28, 0, 0)),
             "m6": Measured(2.7636, (28, 128, 0)),
@@ -35,7 +35,7 @@ CPU = Table(
             "f4": Measured(3.6591, (224, 256, 1)),
         }),
         Row(2, Shape(128, 128, 28, 28, 1), {
-            "direct": Measured(1.2043),
+            "direct": Measured(1.0063),
             "m2": Measured(0.5149),
             "m4": Measured(0.3124, (448, 0, 0)),
             "m6": Measured(0.3039, (56, 0, 0)),
@@ -44,7 +44,7 @@ CPU = Table(
             "f4": Measured(0.3995),
         }),
         Row(2, Shape(128, 128, 28, 28, 8), {
-            "direct": Measured(16.2497),
+            "direct": Measured(7.8539),
             "m2": Measured(4.1824, (28, 128, 0)),
             "m4": Measured(2.4386, (28, 256, 0)),
             "m6": Measured(2.5616, (56, 128, 1)),
@@ -53,7 +53,7 @@ CPU = Table(
             "f4": Measured(3.1482, (112, 128, 1)),
         }),
         Row(2, Shape(256, 256, 14, 14, 1), {
-            "direct": Measured(0.9678),
+            "direct": Measured(0.9489),
             "m2": Measured(0.5016, (448, 0, 0)),
             "m4": Measured(0.3875, (112, 128, 0)),
             "m6": Measured(0.418),
@@ -62,7 +62,7 @@ CPU = Table(
             "f4": Measured(0.5294, (448, 32, 1)),
         }),
         Row(2, Shape(256, 256, 14, 14, 8), {
-            "direct": Measured(13.4133),
+            "direct": Measured(7.4337),
             "m2": Measured(4.0526, (56, 128, 0)),
             "m4": Measured(3.1026, (56, 64, 0)),
             "m6": Measured(3.2739, (14, 64, 1)),
@@ -71,7 +71,7 @@ CPU = Table(
             "f4": Measured(3.6786, (112, 0, 0)),
         }),
         Row(2, Shape(512, 512, 7, 7, 1), {
-            "direct": Measured(0.868),
+            "direct": Measured(0.8599),
             "m2": Measured(0.6745, (224, 128, 1)),
             "m4": Measured(0.8166, (224, 256, 1)),
             "m6": Measured(1.8528, (56, 0, 1)),
@@ -80,7 +80,7 @@ CPU = Table(
             "f4": Measured(0.8477, (112, 128, 1)),
         }),
         Row(2, Shape(512, 512, 7, 7, 8), {
-            "direct": Measured(15.1768),
+            "direct": Measured(6.7195),
             "m2": Measured(5.2692, (56, 0, 1)),
             "m4": Measured(3.242, (56, 0, 1)),
             "m6": Measured(6.0203, (56, 0, 1)),
@@ -89,7 +89,7 @@ CPU = Table(
             "f4": Measured(3.9805, (112, 0, 0)),
         }),
         Row(2, Shape(512, 512, 14, 14, 1), {
-            "direct": Measured(6.4503),
+            "direct": Measured(3.86),
             "m2": Measured(2.0531, (448, 64, 1)),
             "m4": Measured(1.819, (224, 0, 1)),
             "m6": Measured(2.5425, (448, 0, 1)),
@@ -98,7 +98,7 @@ CPU = Table(
             "f4": Measured(2.1504, (224, 0, 0)),
         }),
         Row(2, Shape(512, 512, 14, 14, 8), {
-            "direct": Measured(38.8317),
+            "direct": Measured(29.4838),
             "m2": Measured(15.6471, (14, 256, 0)),
             "m4": Measured(12.2971, (112, 32, 1)),
             "m6": Measured(13.5663, (448, 256, 1)),
@@ -107,7 +107,7 @@ CPU = Table(
             "f4": Measured(14.7252, (112, 64, 1)),
         }),
         Row(2, Shape(256, 256, 56, 56, 1), {
-            "direct": Measured(22.957),
+            "direct": Measured(16.0422),
             "m2": Measured(8.1164, (56, 256, 0)),
             "m4": Measured(4.7767, (28, 128, 0)),
             "m6": Measured(4.7025, (14, 64, 1)),
@@ -116,7 +116,7 @@ CPU = Table(
             "f4": Measured(5.9292, (56, 0, 0)),
         }),
         Row(2, Shape(256, 256, 56, 56, 8), {
-            "direct": Measured(134.635),
+            "direct": Measured(126.512),
             "m2": Measured(63.0318, (56, 256, 0)),
             "m4": Measured(37.1648, (14, 0, 0)),
             "m6": Measured(35.1563, (14, 32, 0)),
@@ -125,7 +125,7 @@ CPU = Table(
             "f4": Measured(45.9623),
         }),
         Row(2, Shape(512, 512, 28, 28, 1), {
-            "direct": Measured(19.0262),
+            "direct": Measured(15.7827),
             "m2": Measured(7.9534, (28, 0, 0)),
             "m4": Measured(4.9794, (112, 0, 1)),
             "m6": Measured(4.9512, (112, 64, 1)),
@@ -134,7 +134,7 @@ CPU = Table(
             "f4": Measured(5.9106, (56, 0, 1)),
         }),
         Row(2, Shape(512, 512, 28, 28, 8), {
-            "direct": Measured(128.677),
+            "direct": Measured(123.928),
             "m2": Measured(61.7404, (28, 64, 0)),
             "m4": Measured(37.8723, (56, 64, 1)),
             "m6": Measured(38.1718, (224, 256, 0)),
@@ -143,7 +143,7 @@ CPU = Table(
             "f4": Measured(45.3995, (112, 0, 1)),
         }),
         Row(2, Shape(64, 64, 224, 224, 1), {
-            "direct": Measured(16.3474),
+            "direct": Measured(16.3812),
             "m2": Measured(9.403, (28, 0, 0)),
             "m4": Measured(6.2996, (112, 256, 0)),
             "m6": Measured(5.7671, (56, 0, 0)),
@@ -152,7 +152,7 @@ CPU = Table(
             "f4": Measured(8.8995, (28, 0, 1)),
         }),
         Row(2, Shape(64, 64, 224, 224, 8), {
-            "direct": Measured(170.091),
+            "direct": Measured(157.946),
             "m2": Measured(106.362, (14, 256, 0)),
             "m4": Measured(75.4666),
             "m6": Measured(70.7955),
@@ -161,7 +161,7 @@ CPU = Table(
             "f4": Measured(99.6001, (224, 0, 1)),
         }),
         Row(2, Shape(128, 128, 112, 112, 1), {
-            "direct": Measured(16.2562),
+            "direct": Measured(16.1782),
             "m2": Measured(8.5572, (28, 0, 0)),
             "m4": Measured(5.0285, (28, 0, 0)),
             "m6": Measured(4.4751, (28, 0, 0)),
@@ -170,7 +170,7 @@ CPU = Table(
             "f4": Measured(6.3315, (224, 128, 1)),
         }),
         Row(2, Shape(128, 128, 112, 112, 8), {
-            "direct": Measured(155.115),
+            "direct": Measured(128.685),
             "m2": Measured(82.4985, (112, 128, 0)),
             "m4": Measured(53.3196, (14, 0, 0)),
             "m6": Measured(48.7924, (28, 0, 0)),

@@ -12,6 +12,7 @@ thread_local char last_error[256] = "";
 
 // Larger than any real layer, small enough that products of sizes fit 64 bits.
 constexpr int64_t kLargestSize = int64_t{1} << 31;
+constexpr int32_t kLargestPadding = (1 << 29) - 1;  // so that twice of it fits its type
 constexpr double kMostElements = 4e18;
 
 bool positions_are_sound(const winograd_problem &problem) {
@@ -58,6 +59,8 @@ bool is_sound(const winograd_problem &of) {
     if (size.value < size.least || size.value >= kLargestSize)
       return fail("The number of %s is %lld; it must be at least %lld and below 2^31.", size.name,
                   static_cast<long long>(size.value), static_cast<long long>(size.least)) == 0;
+  if (of.pad_height > kLargestPadding || of.pad_width > kLargestPadding)
+    return fail("Padding of %d, %d is too large; it must be below 2^29.", of.pad_height, of.pad_width) == 0;
   if (of.height + 2 * of.pad_height < kFilterSize || of.width + 2 * of.pad_width < kFilterSize)
     return fail("An input of %lld x %lld with padding %d, %d is smaller than a 3x3 filter.",
                 static_cast<long long>(of.height), static_cast<long long>(of.width), of.pad_height, of.pad_width) == 0;
