@@ -335,10 +335,13 @@ def _step_cost(step: Step, images: Mapping[Role, int], model: ModelInspection) -
         case PruneWeights():
             eligible = sum(_why_not(layer, step) is None for layer in model.layers)
             layers = min(eligible, step.stop.layers or eligible)
-            # L + (L-1) + … sensitivities, and each subject layer tried at every rate.
-            probes = sum(eligible - done for done in range(layers))
             rates = int((step.max_rate - step.first_rate) / step.rate_step) + 1
-            evaluations = probes + layers * rates
+            # An extra round is for layers that rose by all steps of the last one.
+            rounds = step.rounds_to_run + (rates // step.steps_per_round if step.rounds_to_run > 1 else 0)
+            # In each round L + (L-1) + … sensitivities.
+            probes = rounds * sum(eligible - done for done in range(layers))
+            # Each subject layer tried at every rate, and in each further round once more at one that was too much before.
+            evaluations = probes + min(eligible, rounds * layers) * rates + (rounds - 1) * layers
             seen = images.get("selection", 0)
             return {
                 "kind": step.kind,

@@ -4,6 +4,7 @@ The descriptions below become the API's documentation (`GET /v1/steps`, OpenAPI)
 and everything behind it trusts them.
 """
 
+from math import ceil
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -20,10 +21,10 @@ class Schema(BaseModel):
 
 
 class Stop(Schema):
-    """When pruning ends before every layer has been the subject once. Whichever rule is met first ends it."""
+    """When pruning ends before every layer has been the subject. Whichever rule is met first ends it."""
 
     layers: int | None = Field(
-        default=None, ge=1, le=100_000, description="End after this many layers were pruned (P-10)."
+        default=None, ge=1, le=100_000, description="End a round after this many layers were pruned (P-10)."
     )
     target_accuracy: float | None = Field(
         default=None,
@@ -49,18 +50,35 @@ class PruneWeights(Schema):
         description="What a drop is measured against: the uploaded model (baseline), the model as it was when the layer "
         "became the subject (layer_start), or the uploaded model with a limit that grows with the weights done (progressive).",
     )
+    rounds: int | None = Field(
+        default=None,
+        ge=1,
+        le=100,
+        description="How often all layers have their turn, each round with an equal part of the budget on top of the last; "
+        "layers that are still rising then go on. Default: a round for every 0.25 percentage points of the budget, "
+        "at least 1 and at most 8.",
+    )
+    steps_per_round: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="How many thresholds a layer is tried with in a round, if there is more than one round.",
+    )
     scope: Literal["layer", "global"] = Field(
-        default="layer", description="One threshold per layer from its own weights, or one for all from all weights."
+        default="global",
+        description="One threshold for all layers from the distribution of all weights, or one per layer from its own.",
     )
     distribution: Literal["normal", "empirical"] = Field(
         default="normal",
         description="Threshold from the standard normal distribution (the patent's), or the exact quantile.",
     )
-    first_rate: float = Field(default=0.10, gt=0, lt=1, description="Pruning rate that the first threshold aims at.")
+    first_rate: float = Field(
+        default=0.20, gt=0, lt=1, description="Pruning rate that a layer's first threshold aims at."
+    )
     rate_step: float = Field(
         default=0.05, gt=0, lt=1, description="How much the rate grows when the same layer is pruned again."
     )
-    max_rate: float = Field(default=0.99, gt=0, lt=1, description="Rate at which a layer is left alone.")
+    max_rate: float = Field(default=0.99, gt=0, lt=1, description="Rate at which a layer is left alone for good.")
     center: bool = Field(default=False, description="Measure weights from their mean instead of from zero.")
     keep_crossing: bool = Field(
         default=False, description="Keep the candidate that crosses the limit instead of rolling it back."
@@ -86,6 +104,11 @@ class PruneWeights(Schema):
     cache_mib: int = Field(
         default=1024, ge=0, le=1_048_576, description="Memory for activations kept between probes, in MiB."
     )
+
+    @property
+    def rounds_to_run(self) -> int:
+        """`rounds`, or what it is by default."""
+        return self.rounds or min(8, ceil(4 * self.max_drop_pp))
 
     @model_validator(mode="after")
     def _rates_are_ordered(self) -> "PruneWeights":

@@ -204,10 +204,17 @@ def test_models_that_are_no_image_classifiers_are_refused(changes: dict[str, Any
 
 
 def test_estimate_bounds_the_work_from_above() -> None:
-    cost = estimate((prune(max_rate=0.9, rate_step=0.1), finetune(epochs=2)), {"selection": data()}, model())
+    step = prune(first_rate=0.1, max_rate=0.9, rate_step=0.1, rounds=1)
+    cost = estimate((step, finetune(epochs=2)), {"selection": data()}, model())
     assert cost["images"] == {"train": 60, "selection": 20, "test": 20}
     # Two eligible layers: 2 + 1 sensitivities, and nine rates for each.
     assert cost["layer_evaluations_at_most"] == 3 + 2 * 9
     assert cost["steps"][0]["macs"] == 21 * 20 * 500_000
     assert cost["steps"][1]["macs"] == 3 * 2 * 60 * 500_000
     assert cost["seconds_at_most"] > 0
+
+
+def test_estimate_counts_the_sensitivities_of_every_round() -> None:
+    step = prune(first_rate=0.1, max_rate=0.9, rate_step=0.1, rounds=3)
+    # Nine rates in steps of two a round: up to four extra rounds. In all but the first a layer may try again what failed before.
+    assert estimate((step,), {"selection": data()}, model())["layer_evaluations_at_most"] == 7 * 3 + 2 * 9 + 6 * 2

@@ -26,7 +26,7 @@ def test_submitted_job_reaches_the_broker_without_being_waited_for(each_service:
 
 def test_job_shows_the_request_with_every_default(service: RunningService) -> None:
     request = service.submit()["request"]
-    assert request["recipe"][0]["first_rate"] == 0.1
+    assert request["recipe"][0]["first_rate"] == 0.2
     assert request["seed"] == 0
 
 

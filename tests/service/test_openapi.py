@@ -88,7 +88,7 @@ def test_every_step_kind_is_documented_with_its_schema_and_defaults(service: Run
     steps = {step["kind"]: step for step in service.http.get("/v1/steps").json()["items"]}
     assert set(steps) == set(STEP_KINDS)
     prune = steps["prune_weights"]
-    assert prune["defaults"]["first_rate"] == 0.1
+    assert prune["defaults"]["first_rate"] == 0.2
     assert prune["json_schema"]["properties"]["first_rate"]["description"]
     assert prune["needs"].startswith("selection")
 

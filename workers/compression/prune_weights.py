@@ -7,11 +7,12 @@
         until accuracy has fallen by the set limit; then go back one step
     leave it alone from now on, and choose the next one                    P-9
     until all layers, or a set number, were pruned, or a target is met     P-10, P-11
+    in the next round all that again, from the network this one left       design
 
 `docs/methods.md` maps each claim element to the test that shows it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, floor
@@ -34,6 +35,7 @@ from workers.compression.pruning_log import (
     Sensitivity,
     Trial,
 )
+from workers.compression.pruning_schedule import exact, rounds_of
 from workers.compression.thresholds import (
     WeightDistribution,
     layer_distributions,
@@ -92,7 +94,7 @@ class _Candidate:
 
 
 class _Search:
-    """The pruned network so far (`weights`, `now`) and the layers that have not been the subject yet (`active`)."""
+    """The pruned network so far (`weights`, `now`) and the layers that have not been the subject yet in this round (`active`)."""
 
     def __init__(
         self,
@@ -111,15 +113,40 @@ class _Search:
         self._on_progress = on_progress
         self._distributions = distributions
         self._layers = list(weights)
+        self._size = sum(weight.numel() for weight in weights.values())
         self._active = list(weights)
+        self._round = next(rounds_of(step))
+        self._subjects_of_round = 0
+        self._accepted = dict.fromkeys(weights, Fraction(0))  # the rate that each layer is pruned at
+        self._ends: dict[Layer, LayerEnd] = {}  # why each subject of this round was left alone
         self._order = {layer: position for position, layer in enumerate(weights)}
-        self._sensitivities: dict[Layer, Sensitivity] = {}  # the last known of each active layer
+        self._sensitivities: dict[Layer, Sensitivity] = {}  # the last known of each layer
 
     def run(self) -> SearchEnd:
-        """Prune one subject layer after the other until a rule ends it."""
-        while (ended := self._end()) is None:
-            self._iterate()
+        """Prune in rounds until a rule ends it, or until no layer is left to go on with."""
+        ended: SearchEnd = "all_layers"
+        for current in rounds_of(self._step):
+            self._round = current
+            self._active = self._layers_of_round()
+            if not self._active:
+                break
+            ended = self._run_round()
+            if ended in ("target_sparsity", "target_accuracy"):
+                break
         self._on_progress(1.0, "Pruning has ended.", self._figures())
+        return ended
+
+    def _layers_of_round(self) -> list[Layer]:
+        if self._round.is_extra:
+            return [layer for layer in self._layers if self._ends.get(layer) == "steps_per_round"]
+        return [layer for layer in self._layers if self._next_rate(layer) <= exact(self._step.max_rate)]
+
+    def _run_round(self) -> SearchEnd:
+        """Prune one subject layer after the other until none is left, or a rule ends it."""
+        self._subjects_of_round = 0
+        self._ends.clear()
+        while (ended := self._end_of_round()) is None:
+            self._iterate()
         return ended
 
     def percent(self, correct: int) -> float:
@@ -128,21 +155,21 @@ class _Search:
     @property
     def sparsity(self) -> float:
         zeros = sum(_zeros(weight) for weight in self.weights.values())
-        return zeros / sum(weight.numel() for weight in self.weights.values())
+        return zeros / self._size
 
-    def _end(self) -> SearchEnd | None:
+    def _end_of_round(self) -> SearchEnd | None:
         stop = self._step.stop
         if self._sparsity_is_reached():
             return "target_sparsity"
         if stop.target_accuracy is not None and self.now.correct <= self._target_correct():
             return "target_accuracy"
-        if stop.layers is not None and len(self.iterations) >= stop.layers:
+        if stop.layers is not None and self._subjects_of_round >= stop.layers:
             return "layers"
         if not self._active:
             return "all_layers"
-        # Only a kept crossing can spend the whole budget; every further layer would spend more.
+        # Only a kept crossing can spend all that the round may; every further layer would spend more.
         spent = self.evaluator.correct - self.now.correct
-        if self._step.reference != "layer_start" and spent >= self._images_of(_exact(self._step.max_drop_pp)):
+        if self._step.reference != "layer_start" and spent >= self._images_of(self._round.allowed_drop_pp(Fraction(0))):
             return "budget_spent"
         return None
 
@@ -151,30 +178,34 @@ class _Search:
         sensitivities = tuple(self._sensitivities[layer] for layer in self._active)
         reference = self.now.correct if self._step.reference == "layer_start" else self.evaluator.correct
         before = self.now
-        allowed = self._allowed_drop_pp(first.layer)
+        allowed = self._round.allowed_drop_pp(self._share_after(first.layer))
+        rate_before, next_rate = self._accepted[first.layer], self._next_rate(first.layer)
         trials, ended = self._prune_subject(first, at_least=floor(reference - self._images_of(allowed)) + 1)
-        accepted_rate = max((trial.rate for trial in trials if trial.accepted), default=0.0)
+        rate = self._accepted[first.layer]
         self._active.remove(first.layer)
-        sensitivity = self._sensitivities.pop(first.layer)
+        self._ends[first.layer] = ended
+        self._subjects_of_round += 1
         self.iterations.append(
             Iteration(
                 number=len(self.iterations) + 1,
+                round=self._round.number,
                 sensitivities=sensitivities,
                 subject=first.layer.name,
                 reference_accuracy=self.percent(reference),
                 allowed_drop_pp=float(allowed),
                 trials=tuple(trials),
-                accepted_rate=accepted_rate,
+                accepted_rate=float(rate),
                 realised_rate=_zero_share(self.weights[first.layer]),
                 accuracy=self.percent(self.now.correct),
-                predicted_change_pp=-sensitivity.drop_pp * accepted_rate / self._step.first_rate,
+                predicted_change_pp=-self._sensitivities[first.layer].drop_pp
+                * float((rate - rate_before) / (next_rate - rate_before)),
                 measured_change_pp=self.percent(self.now.correct) - self.percent(before.correct),
                 ended_because=ended,
             )
         )
 
     def _choose_subject(self) -> _Candidate:
-        """The active layer whose pruning at the first threshold costs least; ties go to more weights, then to the earlier."""
+        """The active layer whose pruning at its next threshold costs least; ties go to more weights, then to the earlier."""
         expected = sorted(self._active, key=self._expectation)
         self.evaluator.expect(expected[0])
         return self._choose_lazily(expected) if self._step.probing == "lazy" else self._choose_by_race(expected)
@@ -194,7 +225,7 @@ class _Search:
     def _choose_lazily(self, expected: list[Layer]) -> _Candidate:
         """Measure again from the smallest known sensitivity on, until a fresh one is the smallest."""
         fresh: dict[Layer, _Candidate] = {}
-        for layer in expected if not self.iterations else ():
+        for layer in expected if self._subjects_of_round == 0 else ():
             self._report(0.5 * len(fresh) / len(expected), f"Probing {layer.name}")
             fresh[layer] = self._probed(layer, at_least=0)
         for layer in set(expected) - fresh.keys():
@@ -211,13 +242,14 @@ class _Search:
         lowest = max(target, 0 if self._step.keep_crossing else at_least)
         trials: list[Trial] = []
         ended: LayerEnd | None = None
-        for rate in _rates(self._step):
-            self._report(0.5 + 0.5 * rate, f"Pruning {first.layer.name}")
+        for rate in self._round.rates(self._accepted[first.layer]):
+            self._report(0.5 + 0.5 * float(rate), f"Pruning {first.layer.name}")
             candidate = self._probed_at(first.layer, rate, at_least=self._raced(lowest)) if trials else first
             accepted = candidate.probe.correct >= lowest
-            trials.append(self._trial(candidate, rate, accepted=accepted))
+            trials.append(self._trial(candidate, float(rate), accepted=accepted))
             if accepted:
                 self.weights[first.layer], self.now = candidate.weight, candidate.probe
+                self._accepted[first.layer] = rate
             if (not accepted and target > at_least) or self.now.correct == target:
                 ended = "target_accuracy"
             elif candidate.probe.correct < at_least:
@@ -228,20 +260,22 @@ class _Search:
                 break
         if any(trial.accepted for trial in trials):
             self.evaluator.accept(first.layer, self.weights[first.layer])
-        return trials, ended or "max_rate"
+        if ended is None:
+            ended = "max_rate" if self._next_rate(first.layer) > exact(self._step.max_rate) else "steps_per_round"
+        return trials, ended
 
     def _probed(self, layer: Layer, *, at_least: int) -> _Candidate:
-        """The layer pruned at the first threshold; what it costs is remembered as its sensitivity."""
-        candidate = self._probed_at(layer, self._step.first_rate, at_least=self._raced(at_least))
+        """The layer pruned at its next threshold; what it costs is remembered as its sensitivity."""
+        candidate = self._probed_at(layer, self._next_rate(layer), at_least=self._raced(at_least))
         drop_pp = self.percent(self.now.correct) - self.percent(candidate.probe.correct)
         self._sensitivities[layer] = Sensitivity(
             layer.name, candidate.threshold, drop_pp, candidate.probe.is_exact, is_fresh=True
         )
         return candidate
 
-    def _probed_at(self, layer: Layer, rate: float, *, at_least: int) -> _Candidate:
+    def _probed_at(self, layer: Layer, rate: Fraction, *, at_least: int) -> _Candidate:
         distribution = self._distributions[layer.name]
-        threshold = distribution.threshold(rate)
+        threshold = distribution.threshold(float(rate))
         current = self.weights[layer]
         weight = pruned(current, threshold, distribution.centre)
         if self._step.keep_channel:
@@ -268,14 +302,12 @@ class _Search:
             accepted=accepted,
         )
 
-    def _allowed_drop_pp(self, subject: Layer) -> Fraction:
-        """The drop at which the current subject is left alone."""
-        whole = _exact(self._step.max_drop_pp)
-        if self._step.reference != "progressive":
-            return whole
-        # In step with the weights that have had their turn: equal parts for all layers would spend the budget on small ones.
-        left = sum(self.weights[layer].numel() for layer in self._active if layer != subject)
-        return whole * (1 - Fraction(left, sum(weight.numel() for weight in self.weights.values())))
+    def _share_after(self, subject: Layer) -> Fraction:
+        """The share of all prunable weights that has its turn in this round after the subject."""
+        return Fraction(sum(self.weights[layer].numel() for layer in self._active if layer != subject), self._size)
+
+    def _next_rate(self, layer: Layer) -> Fraction:
+        return self._round.next_rate(self._accepted[layer])
 
     def _images_of(self, percentage_points: Fraction) -> Fraction:
         return percentage_points * self.evaluator.images / 100
@@ -283,7 +315,7 @@ class _Search:
     def _target_correct(self) -> int:
         """The fewest right answers that the target accuracy permits; -1 without a target."""
         target = self._step.stop.target_accuracy
-        return -1 if target is None else ceil(self._images_of(_exact(target)))
+        return -1 if target is None else ceil(self._images_of(exact(target)))
 
     def _sparsity_is_reached(self) -> bool:
         target = self._step.stop.target_sparsity
@@ -301,11 +333,17 @@ class _Search:
 
     def _report(self, share_of_layer: float, message: str) -> None:
         total = min(len(self._layers), self._step.stop.layers or len(self._layers))
-        self._on_progress((len(self.iterations) + share_of_layer) / total, message, self._figures())
+        done_of_round = (self._subjects_of_round + share_of_layer) / total
+        planned_done = (self._round.number - 1 + done_of_round) / self._round.planned
+        # How many extra rounds there will be is not known beforehand, so they come ever closer to the end.
+        share = 0.9 * planned_done if planned_done <= 1 else 1 - 0.1 / planned_done
+        self._on_progress(share, message, self._figures())
 
     def _figures(self) -> dict[str, Any]:
         return {
-            "layers_done": len(self.iterations),
+            "round": self._round.number,
+            "rounds": self._round.planned,
+            "layers_done": self._subjects_of_round,
             "layers": len(self._layers),
             "accuracy": self.percent(self.now.correct),
             "sparsity": self.sparsity,
@@ -333,18 +371,6 @@ def _prunable_weights(graph: ModelGraph, step: PruneWeights) -> tuple[dict[Layer
     if not prunable:
         raise RecipeRefused("No layer of this model can be pruned.", layers=skipped)
     return prunable, skipped
-
-
-def _rates(step: PruneWeights) -> Iterator[float]:
-    """first_rate, and rate_step more each time, up to max_rate. In exact decimals, so that 0.1 three times is 0.3."""
-    rate, highest = _exact(step.first_rate), _exact(step.max_rate)
-    while rate <= highest:
-        yield float(rate)
-        rate += _exact(step.rate_step)
-
-
-def _exact(decimal: float) -> Fraction:
-    return Fraction(str(decimal))
 
 
 def _stale(sensitivity: Sensitivity) -> Sensitivity:

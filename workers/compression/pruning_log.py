@@ -9,13 +9,13 @@ from typing import Any, Literal
 from workers.compression.evaluator import ProbingCost
 from workers.models.graph import ModelGraph
 
-LayerEnd = Literal["accuracy_fell", "max_rate", "target_accuracy", "target_sparsity"]
+LayerEnd = Literal["accuracy_fell", "max_rate", "steps_per_round", "target_accuracy", "target_sparsity"]
 SearchEnd = Literal["all_layers", "layers", "target_accuracy", "target_sparsity", "budget_spent"]
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """The predicted loss of accuracy of one layer at the first threshold."""
+    """The predicted loss of accuracy of one layer at its next threshold."""
 
     layer: str
     threshold: float
@@ -43,12 +43,13 @@ class Iteration:
     """One subject layer: how it was chosen, how far it was pruned."""
 
     number: int  # from 1
+    round: int  # from 1; every layer is the subject at most once a round
     sensitivities: tuple[Sensitivity, ...]  # of all candidates, in layer order
     subject: str
     reference_accuracy: float
     allowed_drop_pp: float
     trials: tuple[Trial, ...]
-    accepted_rate: float  # 0 if the first trial was rolled back
+    accepted_rate: float  # as before the iteration, at first 0, if the first trial was rolled back
     realised_rate: float
     accuracy: float
     predicted_change_pp: float

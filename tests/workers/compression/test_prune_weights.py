@@ -38,7 +38,9 @@ def vector_step(**options: Any) -> PruneWeights:
         "rate_step": 0.1,
         "max_drop_pp": 1.0,
         "distribution": "empirical",
+        "scope": "layer",
         "reference": "baseline",
+        "rounds": 1,
         **options,
     }
     step = PruneWeights.model_validate(given)
@@ -105,6 +107,97 @@ def test_progressive_limits_grow_with_the_weights_that_have_had_their_turn() -> 
     assert limits == {"1": 0.6, "0": 0.9, "2": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("reference", "limits"),
+    [
+        ("baseline", [0.5, 0.5, 0.5, 1.0, 1.0, 1.0]),
+        ("layer_start", [0.5, 0.5, 0.5, 0.5, 0.5, 0.5]),
+        ("progressive", [1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6, 1.0]),
+    ],
+)
+def test_each_round_may_spend_an_equal_part_of_the_budget(
+    three_layers: ModelGraph, reference: str, limits: list[float]
+) -> None:
+    result, _ = run_scripted(three_layers, vector_step(reference=reference, rounds=2), lambda _: 0.0)
+    assert [done.allowed_drop_pp for done in result.iterations[:6]] == pytest.approx(limits)
+
+
+def test_a_round_goes_on_from_the_rates_that_the_last_one_left(three_layers: ModelGraph) -> None:
+    """Totals of sum c * p^2 stay below 1/6, 2/6, 3/6 in the first round, and below 4/6, 5/6, 1 in the second."""
+    step = vector_step(reference="progressive", rounds=2, steps_per_round=1000)
+    result, _ = run_scripted(three_layers, step)
+    assert [(done.round, done.subject, done.accepted_rate) for done in result.iterations] == [
+        (1, "B", 0.4),  # 0.16
+        (1, "A", 0.2),  # 0.32
+        (1, "C", 0.1),  # 0.41
+        (2, "B", 0.6),  # 0.61
+        (2, "A", 0.3),  # 0.81
+        (2, "C", 0.1),  # 0.2 would make it 1.08
+    ]
+    second = {found.layer: found.drop_pp for found in result.iterations[3].sensitivities if found.is_exact}
+    assert second["B"] == pytest.approx(0.5**2 - 0.4**2)
+    assert [done.trials[0].rate for done in result.iterations[3:]] == [0.5, 0.3, 0.2]
+
+
+def test_a_layer_is_raised_by_a_set_number_of_steps_in_each_round(three_layers: ModelGraph) -> None:
+    result, _ = run_scripted(three_layers, vector_step(rounds=5, steps_per_round=2), lambda _: 0.0)
+    assert [done.accepted_rate for done in result.iterations] == [0.2] * 3 + [0.4] * 3 + [0.6] * 3 + [0.8] * 3 + [
+        1.0
+    ] * 3
+    assert [done.ended_because for done in result.iterations] == ["steps_per_round"] * 12 + ["max_rate"] * 3
+
+
+def test_layers_that_are_still_rising_after_the_last_round_go_on_up_to_the_whole_budget(
+    three_layers: ModelGraph,
+) -> None:
+    step = vector_step(reference="progressive", rounds=2, steps_per_round=2)
+    result, _ = run_scripted(three_layers, step, lambda rates: 9 * rates["C"] ** 2)
+    assert [(done.round, done.subject, done.accepted_rate) for done in result.iterations] == [
+        (1, "A", 0.2),
+        (1, "B", 0.2),
+        (1, "C", 0.2),  # 0.36 of 0.5
+        (2, "A", 0.4),
+        (2, "B", 0.4),
+        (2, "C", 0.3),  # 0.81 of 1; 0.4 fails, so C is done
+        (3, "A", 0.6),
+        (3, "B", 0.6),
+        (4, "A", 0.8),
+        (4, "B", 0.8),
+        (5, "A", 1.0),
+        (5, "B", 1.0),
+    ]
+    assert result.iterations[-1].allowed_drop_pp == 1.0
+    assert result.ended_because == "all_layers"
+
+
+def test_one_round_alone_raises_a_layer_as_far_as_accuracy_permits(three_layers: ModelGraph) -> None:
+    result, _ = run_scripted(three_layers, vector_step(rounds=1, steps_per_round=1), lambda _: 0.0)
+    assert [(done.round, done.accepted_rate) for done in result.iterations] == [(1, 1.0)] * 3
+
+
+def test_layers_at_the_highest_rate_take_no_part_in_later_rounds(three_layers: ModelGraph) -> None:
+    step = vector_step(rounds=3, steps_per_round=1000)
+    result, _ = run_scripted(three_layers, step, lambda rates: rates["C"])
+    assert [(done.round, done.subject) for done in result.iterations if done.ended_because == "max_rate"] == [
+        (1, "A"),
+        (1, "B"),
+    ]
+    assert [len(done.sensitivities) for done in result.iterations if done.round > 1] == [1, 1]
+
+
+def test_rules_about_the_result_end_all_rounds_and_the_number_of_layers_ends_each(three_layers: ModelGraph) -> None:
+    by_sparsity, _ = run_scripted(three_layers, vector_step(rounds=3, stop=Stop(target_sparsity=0.1)))
+    assert (by_sparsity.ended_because, by_sparsity.iterations[-1].round) == ("target_sparsity", 1)
+    by_layers, _ = run_scripted(three_layers, vector_step(rounds=3, steps_per_round=1000, stop=Stop(layers=1)))
+    assert [done.round for done in by_layers.iterations] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(0.1, 1), (0.25, 1), (0.3, 2), (0.5, 2), (1.0, 4), (2.0, 8), (40.0, 8)])
+def test_there_is_a_round_for_every_quarter_of_a_percentage_point_up_to_eight(budget: float, rounds: int) -> None:
+    assert PruneWeights(kind="prune_weights", max_drop_pp=budget).rounds_to_run == rounds
+    assert PruneWeights(kind="prune_weights", max_drop_pp=budget, rounds=3).rounds_to_run == 3
+
+
 def test_p3_sensitivity_is_the_accuracy_before_pruning_a_layer_less_the_accuracy_after(
     three_layers: ModelGraph,
 ) -> None:
@@ -165,7 +258,7 @@ def test_p8_thresholds_rise_and_zeros_are_nested(three_layers: ModelGraph, distr
         assert all(bool(more[fewer].all()) for fewer, more in pairwise(masks))
 
 
-def test_p9_a_pruned_layer_is_never_probed_again(three_layers: ModelGraph) -> None:
+def test_p9_a_pruned_layer_is_never_probed_again_in_its_round(three_layers: ModelGraph) -> None:
     result, evaluator = run_scripted(three_layers, vector_step())
     done: set[str] = set()
     for call in evaluator.calls:

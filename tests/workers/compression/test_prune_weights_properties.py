@@ -19,6 +19,8 @@ OPTIONS = st.fixed_dictionaries(
     {
         "max_drop_pp": st.sampled_from([0.01, 1.0, 2.5, 10.0, 100.0]),
         "reference": st.sampled_from(["baseline", "layer_start", "progressive"]),
+        "rounds": st.none() | st.integers(1, 3),
+        "steps_per_round": st.integers(1, 3),
         "scope": st.sampled_from(["layer", "global"]),
         "distribution": st.sampled_from(["normal", "empirical"]),
         "first_rate": st.sampled_from([0.01, 0.1, 0.5, 0.9]),
@@ -80,13 +82,14 @@ def test_the_result_keeps_every_promise(
     recounted = SuffixEvaluator(result.graph, examples, cache_mib=0).correct
     assert recounted == round(result.accuracy_after * result.images / 100)
 
-    subjects = [done.subject for done in result.iterations]
-    assert len(subjects) == len(set(subjects))
+    turns = [(done.round, done.subject) for done in result.iterations]
+    assert len(turns) == len(set(turns))
+    assert turns == sorted(turns, key=lambda turn: turn[0])
     for done in result.iterations:
         assert all(one.threshold <= other.threshold for one, other in pairwise(done.trials))
         assert all(one.realised_rate <= other.realised_rate for one, other in pairwise(done.trials))
     if step.stop.layers is not None:
-        assert len(subjects) <= step.stop.layers
+        assert all(sum(turn[0] == done.round for turn in turns) <= step.stop.layers for done in result.iterations)
     if step.stop.target_accuracy is not None and result.accuracy_before >= step.stop.target_accuracy:
         assert result.accuracy_after >= step.stop.target_accuracy
     if not step.keep_crossing and step.reference != "layer_start":
