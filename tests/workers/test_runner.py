@@ -257,7 +257,7 @@ def test_resnet20_is_pruned_end_to_end(tmp_path: Path, data_folder: Path) -> Non
             "test": {"x": test["x"][:500], "y": test["y"][:500]},
         },
         preprocess={"scale": 1 / 255, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
-        recipe=[{"kind": "prune_weights", "max_drop_pp": 2.0, "rate_step": 0.2, "stop": {"layers": 5}}],
+        recipe=[{"kind": "prune_weights", "max_drop_pp": 2.0, "rate_step": 0.2, "rounds": 1, "stop": {"layers": 5}}],
     )
     run(folder)
     outcome = result(folder)
