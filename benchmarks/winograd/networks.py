@@ -55,20 +55,21 @@ class Selected(nn.Module):
 
         assert replaced.conv.bias is not None
         weight, operators = replaced.conv.weight.detach(), torch.ops.winograd
-        self.positions = list(range((m + 2) ** 2))
-        self.m, self.blocking, self.filters = m, list(blocking), weight.shape[0]
+        positions = list(range((m + 2) ** 2))
+        self.positions = torch.tensor([positions], dtype=torch.int32)
+        self.m, self.blocking, self.filters = m, tuple(blocking) or (0, 0, -1), weight.shape[0]
         self.activation = "relu" if replaced.relu else "none"
         if variant == "filters":
-            packed = operators.pack_filters(weight, self.positions, m)
+            packed = operators.pack_filters(weight, positions, m)
         else:
-            packed = operators.pack_weights(transform_filters(weight, self.positions, m), self.positions, m)
+            packed = operators.pack_weights(transform_filters(weight, positions, m), positions, m)
         self.convolve = operators.conv2d_packed_filters if variant == "filters" else operators.conv2d_packed
         self.register_buffer("packed", packed)
         self.register_buffer("bias", replaced.conv.bias.detach())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        sizes = self.filters, self.positions, 1, self.m, [1, 1]
-        output: Tensor = self.convolve(x, self.packed, *sizes, self.bias, residual, self.activation, 1, self.blocking)
+        sizes = self.positions, self.filters, self.m, 1, 1
+        output: Tensor = self.convolve(x, self.packed, *sizes, self.bias, residual, self.activation, 1, *self.blocking)
         return output
 
 

@@ -83,16 +83,16 @@ def _winograd(
     operators = torch.ops.winograd
     packed = _packed(operators, material, variant, weights)
     layers = [
-        (p, w.shape[0], variant.positions(n), b)
+        (p, torch.tensor([variant.positions(n)], dtype=torch.int32), w.shape[0], b)
         for n, (p, w, b) in enumerate(zip(packed, weights, biases, strict=True))
     ]
     convolve = operators.conv2d_packed_filters if variant.from_filters else operators.conv2d_packed
-    padding, blocking = [1, 1], list(variant.blocking)
+    blocking = variant.blocking or (0, 0, -1)
 
     def run() -> Any:
         flow = images
-        for packed, filters, positions, bias in layers:
-            flow = convolve(flow, packed, filters, positions, 1, variant.m, padding, bias, None, "none", 1, blocking)
+        for packed, positions, filters, bias in layers:
+            flow = convolve(flow, packed, positions, filters, variant.m, 1, 1, bias, None, "none", 1, *blocking)
         return flow
 
     return run

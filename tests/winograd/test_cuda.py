@@ -175,10 +175,11 @@ def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_operators_take_weights_packed_weights_and_packed_filters(stages: Stages, problem: Problem) -> None:
     given, exact, run = problem.operands(), exact_output(problem), operators(stages)
     epilogue = (given.bias, given.residual, problem.activation, problem.groups)
-    common = (problem.filters, problem.positions, problem.kernel_groups, problem.m, problem.padding, *epilogue)
+    positions = torch.tensor(problem.positions, dtype=torch.int32).reshape(problem.kernel_groups, -1)
+    common = (positions, problem.filters, problem.m, *problem.padding, *epilogue)
     outputs = (
         run["conv2d"](given.x, given.weights, problem.positions, problem.m, problem.padding, *epilogue),
-        run["conv2d_packed"](given.x, given.weights.flatten(), *common, blocking=[9, 0, 0]),
+        run["conv2d_packed"](given.x, given.weights.flatten(), *common, block_tiles=9),
         run["conv2d_packed_filters"](given.x, given.filters.flatten(), *common),
     )
     bound = rounding_bound(problem, from_filters=True)

@@ -192,9 +192,9 @@ def test_weights_packed_by_another_implementation_are_refused(images: Tensor, we
     with library.force("reference"):
         plain = winograd.pack_weights(weights, EVERY_POSITION, M)
         with pytest.raises((ValueError, RuntimeError), match="pack again"):
-            OPERATORS.conv2d_packed(images, compiled, 32, EVERY_POSITION, 1, M, [1, 1])
+            winograd.conv2d_packed(images, compiled, 1)
     with pytest.raises((ValueError, RuntimeError), match="pack again"):
-        OPERATORS.conv2d_packed(images, plain, 32, EVERY_POSITION, 1, M, [1, 1])
+        winograd.conv2d_packed(images, plain, 1)
 
 
 @needs_compiled_code
@@ -218,6 +218,7 @@ def test_workspace_is_kept_and_given_back(images: Tensor, weights: Tensor) -> No
 # ---- torch.ops.winograd called directly ---------------------------------------------------------------------------
 
 Call = Callable[[Tensor, Tensor], Any]
+ALL = torch.tensor([EVERY_POSITION], dtype=torch.int32)
 NONSENSE: dict[str, tuple[Call, str]] = {
     "input without batch": (lambda x, u: OPERATORS.conv2d(x[0], u, EVERY_POSITION, M, [1, 1]), "shape"),
     "weights without positions": (lambda x, u: OPERATORS.conv2d(x, u[0], EVERY_POSITION, M, [1, 1]), "shape"),
@@ -238,15 +239,19 @@ NONSENSE: dict[str, tuple[Call, str]] = {
     "a residual of another shape": (lambda x, u: OPERATORS.conv2d(x, u, EVERY_POSITION, M, [1, 1], None, x), "residual"),
     "mixed types": (lambda x, u: OPERATORS.conv2d(x, u.double(), EVERY_POSITION, M, [1, 1]), "float"),
     "an empty image": (lambda x, u: OPERATORS.conv2d(x[:, :, :0], u, EVERY_POSITION, M, [1, 1]), "input|height"),
-    "weights for packed": (lambda x, u: OPERATORS.conv2d_packed(x, u, 32, EVERY_POSITION, 1, M, [1, 1]), "packed"),
-    "packed for others": (
-        lambda x, u: OPERATORS.conv2d_packed(x, u.flatten()[1:], 32, EVERY_POSITION, 1, M, [1, 1]), "packed"
+    "weights for packed": (lambda x, u: OPERATORS.conv2d_packed(x, u, ALL, 32, M, 1, 1), "packed"),
+    "packed for others": (lambda x, u: OPERATORS.conv2d_packed(x, u.flatten()[1:], ALL, 32, M, 1, 1), "packed"),
+    "no filters": (lambda x, u: OPERATORS.conv2d_packed(x, u.flatten(), ALL, 0, M, 1, 1), "filters"),
+    "no kernel groups": (lambda x, u: OPERATORS.conv2d_packed(x, u.flatten(), ALL[:0], 32, M, 1, 1), "groups"),
+    "no packed positions": (lambda x, u: OPERATORS.conv2d_packed(x, u.flatten(), ALL[:, :0], 32, M, 1, 1), "positions"),
+    "many packed positions": (
+        lambda x, u: OPERATORS.conv2d_packed(x, u.flatten(), ALL.repeat(1, 99), 32, M, 1, 1), "positions"
     ),
-    "no filters": (lambda x, u: OPERATORS.conv2d_packed(x, u.flatten(), 0, EVERY_POSITION, 1, M, [1, 1]), "filters"),
-    "no kernel groups": (lambda x, u: OPERATORS.conv2d_packed(x, u.flatten(), 32, EVERY_POSITION, 0, M, [1, 1]), "groups"),
-    "two numbers of blocking": (
+    "positions of floats": (lambda x, u: OPERATORS.conv2d_packed(x, u.flatten(), ALL.float(), 32, M, 1, 1), "positions"),
+    "a huge packed padding": (lambda x, u: OPERATORS.conv2d_packed(x, u.flatten(), ALL, 32, M, 2**40, 1), "padding|large|pack"),
+    "negative blocking": (
         lambda x, u: OPERATORS.conv2d_packed(
-            x, OPERATORS.pack_weights(u, EVERY_POSITION, M), 32, EVERY_POSITION, 1, M, [1, 1], blocking=[1, 2]
+            x, OPERATORS.pack_weights(u, EVERY_POSITION, M), ALL, 32, M, 1, 1, block_filters=-32
         ),
         "blocking",
     ),

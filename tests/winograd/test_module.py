@@ -178,7 +178,7 @@ def test_unchanged_weights_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> N
     module = WinogradConv2d.from_conv2d(convolution(dtype=torch.float32), m=4)
     packed = []
 
-    def pack(*arguments: Any, **options: Any) -> Tensor:
+    def pack(*arguments: Any, **options: Any) -> winograd.Packed:
         packed.append(winograd.pack_weights(*arguments, **options))
         return packed[-1]
 

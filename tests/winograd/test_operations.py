@@ -18,8 +18,7 @@ def convolve(x: Tensor, weights: Tensor, positions: Sequence[int], m: int, *, gr
 
 def convolve_packed(x: Tensor, weights: Tensor, positions: Sequence[int], m: int, *, groups: int = 1) -> Tensor:
     packed = winograd.pack_weights(weights, positions, m, groups=groups)
-    kernel_groups = len(positions) // weights.shape[0]
-    return winograd.conv2d_packed(x, packed, weights.shape[1], positions, kernel_groups, m, 1, groups=groups)
+    return winograd.conv2d_packed(x, packed, 1)
 
 
 every_way = pytest.mark.parametrize("run", [convolve, convolve_packed], ids=["conv2d", "packed"])

@@ -36,19 +36,20 @@ def run_conv2d(problem: Problem, operands: Operands) -> Tensor:
 
 def run_packed(problem: Problem, operands: Operands) -> Tensor:
     packed = winograd.pack_weights(operands.weights, problem.positions, problem.m, groups=problem.groups)
-    return winograd.conv2d_packed(
-        operands.x, packed, problem.filters, problem.positions, problem.kernel_groups, problem.m, problem.padding,
-        bias=operands.bias, residual=operands.residual, activation=problem.activation, groups=problem.groups,
-    )  # fmt: skip
+    return convolve_packed(problem, operands, packed)
 
 
 def run_packed_filters(problem: Problem, operands: Operands) -> Tensor:
     packed = winograd.pack_filters(
         operands.filters, problem.positions, problem.m, kernel_groups=problem.kernel_groups, groups=problem.groups
     )
-    return winograd.conv2d_packed_filters(
-        operands.x, packed, problem.filters, problem.positions, problem.kernel_groups, problem.m, problem.padding,
-        bias=operands.bias, residual=operands.residual, activation=problem.activation, groups=problem.groups,
+    return convolve_packed(problem, operands, packed)
+
+
+def convolve_packed(problem: Problem, operands: Operands, packed: winograd.Packed) -> Tensor:
+    return winograd.conv2d_packed(
+        operands.x, packed, problem.padding,
+        bias=operands.bias, residual=operands.residual, activation=problem.activation,
     )  # fmt: skip
 
 
@@ -112,7 +113,7 @@ def test_blocks_change_nothing_but_rounding() -> None:
     packed = winograd.pack_weights(problem.operands().weights, problem.positions, 4)
 
     outputs = [
-        winograd.conv2d_packed(problem.operands().x, packed, 64, problem.positions, 1, 4, 1, blocking=blocking)
+        winograd.conv2d_packed(problem.operands().x, packed, 1, blocking=blocking)
         for blocking in ([], [8, 32, 0], [16, 64, 1], [0, 0, -1])
     ]
 
@@ -252,13 +253,14 @@ def arguments_of(name: str, problem: Problem, operands: Operands, *, prefix: str
     weights = (operands.weights, positions, problem.m, problem.groups)
     filters = (operands.filters, positions, problem.m, problem.kernel_groups, problem.groups)
     epilogue = (operands.bias, operands.residual, problem.activation, problem.groups)
-    sizes = (problem.filters, positions, problem.kernel_groups, problem.m, padding)
+    by_group = torch.tensor(positions, dtype=torch.int32).reshape(problem.kernel_groups, -1)
     if name == "conv2d":
         return operands.x, operands.weights, positions, problem.m, padding, *epilogue
     if name.startswith("pack"):
         return weights if name == "pack_weights" else filters
     pack, given = ("pack_filters", filters) if name.endswith("filters") else ("pack_weights", weights)
-    return operands.x, getattr(torch.ops.winograd, prefix + pack)(*given), *sizes, *epilogue
+    packed = getattr(torch.ops.winograd, prefix + pack)(*given)
+    return operands.x, packed, by_group, problem.filters, problem.m, *padding, *epilogue
 
 
 @pytest.mark.parametrize("prefix", ["", "reference_"], ids=["active", "reference"])
@@ -365,6 +367,22 @@ def test_compiled_model_gives_the_same(backend: str, dynamic: bool) -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(layer(x).sum(), layer.filters)[0])
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch, of itself
+@pytest.mark.parametrize("pack", [winograd.pack_weights, winograd.pack_filters])
+def test_packed_weights_can_be_compiled(pack: Callable[..., winograd.Packed]) -> None:
+    operands = DENSE.operands()
+    given = operands.weights if pack is winograd.pack_weights else operands.filters
+    packed = pack(given, DENSE.positions, DENSE.m)
+    torch.compiler.reset()
+
+    def layer(x: Tensor) -> Tensor:
+        return winograd.conv2d_packed(x, packed, DENSE.padding) + 1
+
+    output = torch.compile(layer, backend="aot_eager", fullgraph=True)(operands.x)
+
+    torch.testing.assert_close(output, layer(operands.x))
+
+
 def test_exported_model_takes_any_size() -> None:
     layer = Layer(Problem(2, 3, 4, 9, 8, 2, (1, 1), every_position(2)))
     sizes = {0: torch.export.Dim("n", min=1), 2: torch.export.Dim("h", min=1), 3: torch.export.Dim("w", min=1)}
@@ -449,32 +467,90 @@ def test_raw_operator_refuses_it_too(changes: dict[str, Any]) -> None:
         torch.ops.winograd.conv2d(**given_to_conv2d(**changes))
 
 
+def packed_by(operator: str) -> winograd.Packed:
+    if operator == "pack_weights":
+        return winograd.pack_weights(torch.zeros(3, 6, 4), [0, 5, 15], 2)
+    return winograd.pack_filters(torch.zeros(6, 4, 3, 3), [0, 5, 15], 2)
+
+
+def by_group(*positions: int, dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor([positions], dtype=dtype)
+
+
 WRONG_PACKED: dict[str, tuple[dict[str, Any], str]] = {
-    "shape": ({"packed": torch.zeros(3, 6, 4)}, "pass the 1-D tensor that pack_weights"),
-    "kernel-groups": ({"kernel_groups": 2}, "3 positions were given for 2 groups of filters"),
-    "no-kernel-groups": ({"kernel_groups": 0}, "for 0 groups of filters"),
-    "positions-unsorted": ({"positions": [5, 0, 15]}, "are not ascending"),
+    "shape": ({"numbers": torch.zeros(3, 6, 4)}, "it is 1-D as pack_weights"),
+    "positions-flat": ({"positions": by_group(0, 5, 15)[0]}, r"pass \[kernel groups, P\] of int32"),
+    "positions-of-int64": ({"positions": by_group(0, 5, 15, dtype=torch.int64)}, "of int32"),
+    "positions-elsewhere": ({"positions": by_group(0, 5, 15).to("meta")}, "on the CPU wherever"),
+    "positions-unsorted": ({"positions": by_group(5, 0, 15)}, "are not ascending"),
+    "positions-outside": ({"positions": by_group(0, 5, 16)}, "are not ascending, different and from 0 to 15"),
+    "positions-of-no-group": ({"positions": by_group()[:0]}, "0 positions were given for 0 groups of filters"),
+    "nothing-kept": ({"positions": by_group()}, "0 positions were given for 1 groups of filters"),
+    "no-filters": ({"filters": 0}, "0 filters can't be divided"),
+    "m": ({"m": 3}, "m is 3; choose 2, 4, 6, 7"),
     "channels": ({"groups": 3}, "positive multiple of groups = 3"),
-    "blocking-of-two": ({"blocking": [1, 32]}, r"blocking is \[1, 32\]"),
-    "blocking-not-of-32": ({"blocking": [1, 33, 0]}, "a multiple of 32"),
-    "blocking-shared": ({"blocking": [1, 32, 2]}, "1, 0, or -1 to choose"),
 }
+WRONG_PACKED_CALLS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "input-without-batch": ({"input": torch.zeros(4, 5, 5)}, ValueError, r"pass \[N, C, H, W\]"),
+    "input-of-integers": (
+        {"input": torch.zeros(1, 4, 5, 5, dtype=torch.int32)},
+        TypeError,
+        "convert all of them|pass float32",
+    ),
+    "input-of-float64": ({"input": torch.zeros(1, 4, 5, 5).double()}, TypeError, "convert all of them to one dtype"),
+    "bias-of-other-length": ({"bias": torch.zeros(4)}, ValueError, "one number for each of the 6 filters"),
+    "bias-of-float64": ({"bias": torch.zeros(6).double()}, TypeError, "convert all of them to one dtype"),
+    "bias-elsewhere": ({"bias": torch.zeros(6, device="meta")}, ValueError, "move all of them to one device"),
+    "residual-to-broadcast": ({"residual": torch.zeros(1, 1, 1, 1)}, ValueError, "shaped like the output"),
+    "activation": ({"activation": "gelu"}, ValueError, "activation is 'gelu'; choose one of none, relu"),
+    "padding-negative": ({"padding": [-1, 1]}, ValueError, r"padding is \[-1, 1\]"),
+    "padding-of-three": ({"padding": [1, 1, 1]}, ValueError, r"padding is \[1, 1, 1\]"),
+    "blocking-of-two": ({"blocking": [1, 32]}, ValueError, r"blocking is \[1, 32\]"),
+    "blocking-negative": ({"blocking": [-1, 32, 0]}, ValueError, r"blocking is \[-1, 32, 0\]"),
+    "blocking-not-of-32": ({"blocking": [1, 33, 0]}, ValueError, "a multiple of 32"),
+    "blocking-shared": ({"blocking": [1, 32, 2]}, ValueError, "1, 0, or -1 to choose"),
+    "blocking-shared-negative": ({"blocking": [1, 32, -2]}, ValueError, "1, 0, or -1 to choose"),
+}
+every_packing = pytest.mark.parametrize("pack", ["pack_weights", "pack_filters"])
 
 
-@pytest.mark.parametrize("operator", [winograd.conv2d_packed, winograd.conv2d_packed_filters])
+@every_packing
 @pytest.mark.parametrize(("changes", "message"), WRONG_PACKED.values(), ids=WRONG_PACKED.keys())
-def test_wrong_packed_call_is_refused(operator: Callable[..., Tensor], changes: dict[str, Any], message: str) -> None:
-    packed = winograd.pack_weights(torch.zeros(3, 6, 4), [0, 5, 15], 2)
-    given = {"packed": packed, "filters": 6, "positions": [0, 5, 15], "kernel_groups": 1, "m": 2, "padding": 1}
+def test_spoiled_packed_weights_are_refused(pack: str, changes: dict[str, Any], message: str) -> None:
+    packed = replace(packed_by(pack), **changes)
 
     with pytest.raises(ValueError, match=message):
-        operator(torch.zeros(1, 4, 5, 5), **{**given, **changes})
+        winograd.conv2d_packed(torch.zeros(1, 4, 5, 5), packed, 1)
 
 
-@pytest.mark.parametrize("operator", [winograd.conv2d_packed, winograd.conv2d_packed_filters])
-def test_weights_packed_for_another_convolution_are_refused(operator: Callable[..., Tensor]) -> None:
+@every_packing
+@pytest.mark.parametrize(("changes", "error", "message"), WRONG_PACKED_CALLS.values(), ids=WRONG_PACKED_CALLS.keys())
+def test_wrong_packed_call_is_refused(pack: str, changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    given = {"input": torch.zeros(1, 4, 5, 5), "packed": packed_by(pack), "padding": 1, **changes}
+
+    with pytest.raises(error, match=message):
+        winograd.conv2d_packed(**given)
+
+
+@every_packing
+@pytest.mark.parametrize("numbers", [torch.zeros(7), torch.zeros(0)], ids=["other", "none"])
+def test_weights_packed_for_another_convolution_are_refused(pack: str, numbers: Tensor) -> None:
     with pytest.raises((ValueError, RuntimeError), match="pack"):
-        operator(torch.zeros(1, 4, 5, 5), torch.zeros(7), 6, [0, 5, 15], 1, 2, 1)
+        winograd.conv2d_packed(torch.zeros(1, 4, 5, 5), replace(packed_by(pack), numbers=numbers), 1)
+
+
+@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no-grad"])
+def test_packed_weights_compute_the_same_in_every_mode_of_gradients(grad: bool) -> None:
+    operands = PRUNED.operands()
+    with torch.inference_mode():
+        expected = run_packed(PRUNED, operands)
+
+    with torch.set_grad_enabled(grad):
+        output = run_packed(PRUNED, operands)
+
+    assert torch.equal(output, expected)
+    assert not output.requires_grad
+    assert not output.is_inference()
 
 
 @pytest.mark.parametrize(

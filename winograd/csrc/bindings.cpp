@@ -28,7 +28,7 @@ void check(int code) {
 
 // What is packed, and the functions of the C interface that belong to it.
 struct Packing {
-  const char *maker;
+  const char *maker, *reference;
   int64_t (*size)(const winograd_problem *);
   int (*pack)(const winograd_problem *, const float *, float *);
   int (*convolve)(const winograd_problem *, const winograd_operands *, const winograd_blocking *, const winograd_threads *);
@@ -40,15 +40,17 @@ struct Packing {
   }
 
   Tensor pack_up(const Problem &problem, const Tensor &weights) const {
-    const Tensor packed = new_tensor(weights, {floats(problem)});
+    const Tensor packed = new_tensor<1>({floats(problem)}, {1});
     float *const start = packed.mutable_data_ptr<float>();
     check(pack(problem.get(), dense(weights).const_data_ptr<float>(), start));
     std::fill_n(start + packed.size(0) - kMark, kMark, 0.0f);
     return packed;
   }
 };
-constexpr Packing kWeights{"pack_weights", winograd_packed_weights_size, winograd_pack_weights, winograd_conv2d};
-constexpr Packing kFilters{"pack_filters", winograd_packed_filters_size, winograd_pack_filters, winograd_conv2d_from_filters};
+constexpr Packing kWeights{"pack_weights", "winograd::reference_conv2d_packed", winograd_packed_weights_size,
+                           winograd_pack_weights, winograd_conv2d};
+constexpr Packing kFilters{"pack_filters", "winograd::reference_conv2d_packed_filters", winograd_packed_filters_size,
+                           winograd_pack_filters, winograd_conv2d_from_filters};
 
 void run_on_torch_threads(void *, int64_t parts, void (*body)(void *context, int64_t part), void *context) {
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
@@ -56,32 +58,26 @@ void run_on_torch_threads(void *, int64_t parts, void (*body)(void *context, int
   });
 }
 
-winograd_blocking blocking_of(const Numbers &given) {
-  if (given.empty()) return {0, 0, -1};
-  if (given.size() != 3) refuse("blocking has ", given.size(), " numbers; pass tiles, filters and shared, or none.");
-  return {as_int32(given[0], "blocking"), as_int32(given[1], "blocking"), as_int32(given[2], "blocking")};
-}
+constexpr winograd_blocking kChosenByLibrary{0, 0, -1};
 
 const float *pointer_or_null(const OptionalTensor &x) { return x ? x->const_data_ptr<float>() : nullptr; }
 
 Tensor convolve(const Packing &packing, const Problem &problem, const Tensor &input, const Tensor &packed,
                 const OptionalTensor &bias, const OptionalTensor &residual, const std::string &activation,
-                const Numbers &blocking) {
+                const winograd_blocking &blocking) {
   require_float32_on_cpu(input, "input");
   if (bias) require_float32_on_cpu(*bias, "bias");
   if (residual) require_float32_on_cpu(*residual, "residual");
   const winograd_memory memory = memory_of(input);
   const Tensor dense_input = dense(input, memory);
   const OptionalTensor own_bias = dense_bias(bias, problem), own_residual = dense_residual(residual, problem, memory);
-  const auto sizes = problem.output_sizes();
-  const Tensor output = new_tensor(input, {sizes.data(), sizes.size()}, memory);
+  const Tensor output = new_output(problem, memory);
   const winograd_operands operands{dense_input.const_data_ptr<float>(), packed.const_data_ptr<float>(),
                                    pointer_or_null(own_bias),           pointer_or_null(own_residual),
                                    output.mutable_data_ptr<float>(),    memory,
                                    activation_of(activation)};
-  const winograd_blocking blocks = blocking_of(blocking);
   const winograd_threads threads{as_int32(torch::stable::get_num_threads(), "the number of threads"), run_on_torch_threads, nullptr};
-  check(packing.convolve(problem.get(), &operands, &blocks, &threads));
+  check(packing.convolve(problem.get(), &operands, &blocking, &threads));
   return output;
 }
 
@@ -93,16 +89,19 @@ Tensor conv2d(const Tensor &input, const Tensor &weights, const Numbers &positio
     return call_reference("winograd::reference_conv2d", input, weights, positions, m, padding, bias, residual, activation, groups);
   require_float32_on_cpu(weights, "weights");
   const int64_t kernel_groups = kernel_groups_of(weights, positions);
-  const Problem problem(input, weights.size(1), positions, kernel_groups, m, padding, groups);
+  if (padding.size() != 2) refuse("padding has ", padding.size(), " numbers; pass rows and columns.");
+  const Positions kept(positions, kernel_groups);
+  const Problem problem(input, weights.size(1), kept, m, padding[0], padding[1], groups);
   if (weights.size(2) * problem->groups != problem->channels)
     refuse("input has ", problem->channels, " channels, but weights of shape ", shape_of(weights), " in ", groups, " groups.");
-  return convolve(kWeights, problem, input, kWeights.pack_up(problem, weights), bias, residual, activation, {});
+  return convolve(kWeights, problem, input, kWeights.pack_up(problem, weights), bias, residual, activation, kChosenByLibrary);
 }
 
 Tensor pack_weights(const Tensor &weights, const Numbers &positions, int64_t m, int64_t groups) {
   if (!is_computed_here(weights)) return call_reference("winograd::reference_pack_weights", weights, positions, m, groups);
   const int64_t kernel_groups = kernel_groups_of(weights, positions);
-  return kWeights.pack_up(Problem(weights.size(2), weights.size(1), positions, kernel_groups, m, groups), weights);
+  const Positions kept(positions, kernel_groups);
+  return kWeights.pack_up(Problem(weights.size(2), weights.size(1), kept, m, groups), weights);
 }
 
 Tensor pack_filters(const Tensor &filters, const Numbers &positions, int64_t m, int64_t kernel_groups, int64_t groups) {
@@ -110,36 +109,29 @@ Tensor pack_filters(const Tensor &filters, const Numbers &positions, int64_t m, 
     return call_reference("winograd::reference_pack_filters", filters, positions, m, kernel_groups, groups);
   require_dimensions(filters, 4, "filters", "[K, C/groups, 3, 3]");
   if (filters.size(2) != 3 || filters.size(3) != 3) refuse("filters have shape ", shape_of(filters), "; pass [K, C/groups, 3, 3].");
-  return kFilters.pack_up(Problem(filters.size(1), filters.size(0), positions, kernel_groups, m, groups), filters);
+  const Positions kept(positions, kernel_groups);
+  return kFilters.pack_up(Problem(filters.size(1), filters.size(0), kept, m, groups), filters);
 }
 
-Tensor conv2d_of(const Packing &packing, const char *reference, const Tensor &input, const Tensor &packed, int64_t filters,
-                 const Numbers &positions, int64_t kernel_groups, int64_t m, const Numbers &padding, const OptionalTensor &bias,
-                 const OptionalTensor &residual, const std::string &activation, int64_t groups, const Numbers &blocking) {
+template <const Packing &packing>
+Tensor conv2d_packed(const Tensor &input, const Tensor &packed, const Tensor &positions, int64_t filters, int64_t m,
+                     int64_t pad_height, int64_t pad_width, const OptionalTensor &bias, const OptionalTensor &residual,
+                     const std::string &activation, int64_t groups, int64_t block_tiles, int64_t block_filters,
+                     int64_t block_shared) {
   if (!is_computed_here(input))
-    return call_reference(reference, input, packed, filters, positions, kernel_groups, m, padding, bias, residual, activation,
-                          groups, blocking);
+    return call_reference(packing.reference, input, packed, positions, filters, m, pad_height, pad_width, bias, residual,
+                          activation, groups, block_tiles, block_filters, block_shared);
   require_float32_on_cpu(packed, "packed");
-  const Problem problem(input, filters, positions, kernel_groups, m, padding, groups);
+  const Positions kept(positions);
+  const Problem problem(input, filters, kept, m, pad_height, pad_width, groups);
   if (packed.dim() != 1 || packed.size(0) != packing.floats(problem))
     refuse("packed has shape ", shape_of(packed), ", not [", packing.floats(problem), "]; pack again, with ", packing.maker,
            " and for this convolution.");
+  if (block_tiles < 0 || block_filters < 0 || block_shared < -1)
+    refuse("blocking is [", block_tiles, ", ", block_filters, ", ", block_shared, "]; pass 0, 0, -1 to let the library choose.");
+  const winograd_blocking blocking{as_int32(block_tiles, "block_tiles"), as_int32(block_filters, "block_filters"),
+                                   as_int32(block_shared, "block_shared")};
   return convolve(packing, problem, input, dense(packed), bias, residual, activation, blocking);
-}
-
-Tensor conv2d_packed(const Tensor &input, const Tensor &packed, int64_t filters, const Numbers &positions, int64_t kernel_groups,
-                     int64_t m, const Numbers &padding, const OptionalTensor &bias, const OptionalTensor &residual,
-                     const std::string &activation, int64_t groups, const Numbers &blocking) {
-  return conv2d_of(kWeights, "winograd::reference_conv2d_packed", input, packed, filters, positions, kernel_groups, m, padding,
-                   bias, residual, activation, groups, blocking);
-}
-
-Tensor conv2d_packed_filters(const Tensor &input, const Tensor &packed, int64_t filters, const Numbers &positions,
-                             int64_t kernel_groups, int64_t m, const Numbers &padding, const OptionalTensor &bias,
-                             const OptionalTensor &residual, const std::string &activation, int64_t groups,
-                             const Numbers &blocking) {
-  return conv2d_of(kFilters, "winograd::reference_conv2d_packed_filters", input, packed, filters, positions, kernel_groups, m,
-                   padding, bias, residual, activation, groups, blocking);
 }
 
 }  // namespace
@@ -150,8 +142,8 @@ STABLE_TORCH_LIBRARY_IMPL(winograd, CPU, library) {
   library.impl("conv2d", TORCH_BOX(&conv2d));
   library.impl("pack_weights", TORCH_BOX(&pack_weights));
   library.impl("pack_filters", TORCH_BOX(&pack_filters));
-  library.impl("conv2d_packed", TORCH_BOX(&conv2d_packed));
-  library.impl("conv2d_packed_filters", TORCH_BOX(&conv2d_packed_filters));
+  library.impl("conv2d_packed", TORCH_BOX(&conv2d_packed<kWeights>));
+  library.impl("conv2d_packed_filters", TORCH_BOX(&conv2d_packed<kFilters>));
 }
 
 // For winograd.library: 1 sends all calls to plain torch, 0 no longer.

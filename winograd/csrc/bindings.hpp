@@ -77,25 +77,61 @@ inline void require_dimensions(const Tensor &x, int64_t count, const char *name,
   if (x.dim() != count) refuse(name, " has shape ", shape_of(x), "; pass ", expected, ".");
 }
 
-// A winograd_problem and the positions that it points to. What its sizes mean together, the C interface checks.
+// The kept positions of each group of filters, from a list of numbers, or from a tensor of int32 [kernel groups, P], of which
+// nothing is copied.
+class Positions {
+ public:
+  Positions(const Numbers &numbers, int64_t kernel_groups) {
+    const auto count = static_cast<int64_t>(numbers.size());
+    if (kernel_groups < 1 || count % kernel_groups != 0)
+      refuse(count, " positions can't be divided into ", kernel_groups, " kernel groups of the same size.");
+    copied_.reserve(numbers.size());
+    for (const int64_t position : numbers) copied_.push_back(as_int32(position, "a position"));
+    kernel_groups_ = as_int32(kernel_groups, "kernel_groups");
+    kept_ = as_int32(count / kernel_groups, "the number of positions");
+    start_ = copied_.data();
+  }
+
+  explicit Positions(const Tensor &positions) {
+    require_dimensions(positions, 2, "positions", "[kernel groups, P]");
+    if (positions.scalar_type() != ScalarType::Int || !positions.is_cpu() || !positions.is_contiguous())
+      refuse("positions must lie on the CPU as int32, contiguous, wherever the other tensors are.");
+    kernel_groups_ = as_int32(positions.size(0), "the number of kernel groups");
+    kept_ = as_int32(positions.size(1), "the number of positions");
+    start_ = positions.const_data_ptr<int32_t>();
+  }
+
+  Positions(const Positions &) = delete;
+  Positions &operator=(const Positions &) = delete;
+
+  int32_t kernel_groups() const { return kernel_groups_; }
+  int32_t kept() const { return kept_; }
+  const int32_t *start() const { return start_; }
+
+ private:
+  std::vector<int32_t> copied_;
+  int32_t kernel_groups_, kept_;
+  const int32_t *start_;
+};
+
+// A winograd_problem, whose positions must outlive it. What its sizes mean together, the C interface checks.
 class Problem {
  public:
-  Problem(const Tensor &input, int64_t filters, const Numbers &positions, int64_t kernel_groups, int64_t m,
-          const Numbers &padding, int64_t groups)
-      : Problem(filters, positions, kernel_groups, m, groups) {
+  Problem(const Tensor &input, int64_t filters, const Positions &positions, int64_t m, int64_t pad_height, int64_t pad_width,
+          int64_t groups)
+      : Problem(filters, positions, m, groups) {
     require_dimensions(input, 4, "input", "[N, C, H, W]");
-    if (padding.size() != 2) refuse("padding has ", padding.size(), " numbers; pass rows and columns.");
     problem_.batch = input.size(0);
     problem_.channels = input.size(1);
     problem_.height = input.size(2);
     problem_.width = input.size(3);
-    problem_.pad_height = as_int32(padding[0], "padding");
-    problem_.pad_width = as_int32(padding[1], "padding");
+    problem_.pad_height = as_int32(pad_height, "padding");
+    problem_.pad_width = as_int32(pad_width, "padding");
   }
 
   // To pack weights or filters, for which images don't matter.
-  Problem(int64_t channels_of_group, int64_t filters, const Numbers &positions, int64_t kernel_groups, int64_t m, int64_t groups)
-      : Problem(filters, positions, kernel_groups, m, groups) {
+  Problem(int64_t channels_of_group, int64_t filters, const Positions &positions, int64_t m, int64_t groups)
+      : Problem(filters, positions, m, groups) {
     problem_.batch = 1;
     problem_.channels = int64_t{as_int32(channels_of_group, "channels")} * groups;
     problem_.height = problem_.width = 3;
@@ -113,21 +149,15 @@ class Problem {
   }
 
  private:
-  Problem(int64_t filters, const Numbers &positions, int64_t kernel_groups, int64_t m, int64_t groups) {
+  Problem(int64_t filters, const Positions &positions, int64_t m, int64_t groups) {
     problem_.filters = filters;
     problem_.groups = as_int32(groups, "groups");
     problem_.m = as_int32(m, "m");
-    problem_.kernel_groups = as_int32(kernel_groups, "kernel_groups");
-    const auto count = static_cast<int64_t>(positions.size());
-    if (kernel_groups < 1 || count % kernel_groups != 0)
-      refuse(count, " positions can't be divided into ", kernel_groups, " kernel groups of the same size.");
-    problem_.kept = as_int32(count / kernel_groups, "the number of positions");
-    positions_.reserve(positions.size());
-    for (const int64_t position : positions) positions_.push_back(as_int32(position, "a position"));
-    problem_.positions = positions_.data();
+    problem_.kernel_groups = positions.kernel_groups();
+    problem_.kept = positions.kept();
+    problem_.positions = positions.start();
   }
 
-  std::vector<int32_t> positions_;
   winograd_problem problem_{};
 };
 
@@ -192,13 +222,21 @@ inline OptionalTensor dense_residual(const OptionalTensor &residual, const Probl
   return dense(*residual, memory);
 }
 
-inline Tensor new_tensor(const Tensor &like, torch::headeronly::IntHeaderOnlyArrayRef sizes,
-                         winograd_memory memory = WINOGRAD_CHANNELS_FIRST) {
-  try {
-    return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt, format_of(memory));
-  } catch (const std::runtime_error &) {
+// float32 on the CPU. Without the dispatcher, through which torch::stable::empty takes a microsecond more.
+template <size_t dimensions>
+Tensor new_tensor(const std::array<int64_t, dimensions> &sizes, const std::array<int64_t, dimensions> &strides) {
+  AtenTensorHandle made = nullptr;
+  if (aoti_torch_empty_strided(dimensions, sizes.data(), strides.data(), aoti_torch_dtype_float32(), aoti_torch_device_type_cpu(), 0,
+                               &made) != AOTI_TORCH_SUCCESS)
     refuse("there is no memory for a tensor of this operator: ", words_of_torch());
-  }
+  return Tensor(made);
+}
+
+inline Tensor new_output(const Problem &problem, winograd_memory memory) {
+  const auto sizes = problem.output_sizes();
+  const auto [n, k, height, width] = sizes;
+  if (memory == WINOGRAD_CHANNELS_LAST) return new_tensor<4>(sizes, {height * width * k, 1, width * k, k});
+  return new_tensor<4>(sizes, {k * height * width, height * width, width, 1});
 }
 
 }  // namespace winograd::bindings

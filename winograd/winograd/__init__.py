@@ -11,17 +11,17 @@ from winograd.library import info
 from winograd.matrices import WinogradMatrices, winograd_matrices
 from winograd.module import WinogradConv2d
 from winograd.operations import count_operations
-from winograd.ops import conv2d, conv2d_packed, conv2d_packed_filters, pack_filters, pack_weights, transform_filters
+from winograd.ops import Packed, conv2d, conv2d_packed, pack_filters, pack_weights, transform_filters
 from winograd.replace_convolutions import replace_convolutions
 
 library.load()  # over the operators, which `ops` has defined
 
 __all__ = [
+    "Packed",
     "WinogradConv2d",
     "WinogradMatrices",
     "conv2d",
     "conv2d_packed",
-    "conv2d_packed_filters",
     "count_operations",
     "info",
     "pack_filters",

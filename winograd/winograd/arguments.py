@@ -42,9 +42,8 @@ def check_conv2d(
 def check_conv2d_packed(
     x: Tensor,
     packed: Tensor,
+    positions: Tensor,
     filters: int,
-    positions: Sequence[int],
-    kernel_groups: int,
     m: int,
     padding: Sequence[int],
     bias: Tensor | None,
@@ -54,16 +53,26 @@ def check_conv2d_packed(
     blocking: Sequence[int],
 ) -> None:
     """Check the arguments of conv2d_packed and conv2d_packed_filters; what lies in `packed` only its maker can tell."""
-    check_positions(positions, m, kernel_groups)
-    _check_groups(filters, groups, kernel_groups)
+    check_packed_operands(x, packed, positions, bias, residual)
+    check_positions(positions.flatten().tolist(), m, positions.shape[0])
+    _check_groups(filters, groups, positions.shape[0])
     _check_input(x, padding, channels=None, groups=groups)
     if packed.dim() != 1:
-        raise ValueError(
-            f"packed has shape {_shape(packed)}; pass the 1-D tensor that pack_weights or pack_filters returned."
-        )
+        raise ValueError(f"packed has shape {_shape(packed)}; it is 1-D as pack_weights and pack_filters make it.")
     check_epilogue(filters, bias, activation)
     _check_residual(residual, output_shape(x, filters, padding))
-    _check_blocking(blocking)
+    check_blocking(blocking)
+
+
+def check_packed_operands(
+    x: Tensor, packed: Tensor, positions: Tensor, bias: Tensor | None, residual: Tensor | None
+) -> None:
+    """Check where tensors are and of what type, which is known also while a call is traced."""
+    if positions.dim() != 2 or positions.dtype != torch.int32 or positions.device.type != "cpu":
+        raise ValueError(
+            f"positions are {_shape(positions)}, {positions.dtype}, on {positions.device}; pass [kernel groups, P] of int32, "
+            "on the CPU wherever the input is."
+        )
     _check_alike(input=x, packed=packed, bias=bias, residual=residual)
 
 
@@ -171,9 +180,8 @@ def _check_residual(residual: Tensor | None, output: tuple[int, int, int, int]) 
         raise ValueError(f"residual has shape {_shape(residual)}; pass one shaped like the output, {list(output)}.")
 
 
-def _check_blocking(blocking: Sequence[int]) -> None:
-    if len(blocking) == 0:
-        return
+def check_blocking(blocking: Sequence[int]) -> None:
+    """Check how the work is to be cut up."""
     if (
         len(blocking) != 3
         or blocking[0] < 0

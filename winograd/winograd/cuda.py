@@ -198,32 +198,36 @@ def operators(stages: Stages) -> dict[str, Callable[..., Tensor]]:
     def conv2d_packed(
         input: Tensor,
         packed: Tensor,
+        positions: Tensor,
         filters: int,
-        positions: Sequence[int],
-        kernel_groups: int,
         m: int,
-        padding: Sequence[int],
+        pad_height: int,
+        pad_width: int,
         bias: Tensor | None = None,
         residual: Tensor | None = None,
         activation: str = "none",
         groups: int = 1,
-        blocking: Sequence[int] = (),
+        block_tiles: int = 0,
+        block_filters: int = 0,
+        block_shared: int = -1,
         *,
         of_filters: bool = False,
     ) -> Tensor:
-        given = (filters, positions, kernel_groups, m, padding, bias, residual, activation, groups, blocking)
+        padding, epilogue = (pad_height, pad_width), (bias, residual, activation, groups)
+        blocking = block_tiles, block_filters, block_shared
         if input.dtype not in TYPES:
-            return _reference("conv2d_packed_filters" if of_filters else "conv2d_packed", input, packed, *given)
-        arguments.check_conv2d_packed(input, packed, *given)
-        problem = problem_of(input, filters, positions, kernel_groups, m, padding, groups)
+            name = "conv2d_packed_filters" if of_filters else "conv2d_packed"
+            return _reference(name, input, packed, positions, filters, m, *padding, *epilogue, *blocking)
+        arguments.check_conv2d_packed(input, packed, positions, filters, m, padding, *epilogue, blocking)
+        listed = positions.flatten().tolist()
+        problem = problem_of(input, filters, listed, positions.shape[0], m, padding, groups)
         expected = filters * (input.shape[1] // groups) * (FILTER_SIZE**2 if of_filters else problem.kept)
         if packed.numel() != expected:
             raise ValueError(f"packed holds {packed.numel()} numbers, not {expected}; pack again for this convolution.")
         with torch.cuda.device(input.device):
             weights = transform_filters(stages, _stream(), packed, problem) if of_filters else packed
-            chunk_tiles = blocking[0] if blocking else 0
             return convolve(
-                stages, _stream(), input, weights, problem, bias, residual, activation, chunk_tiles=chunk_tiles
+                stages, _stream(), input, weights, problem, bias, residual, activation, chunk_tiles=block_tiles
             )
 
     return {

@@ -69,6 +69,11 @@ def load() -> None:
     log.info("%s", info())
 
 
+def implementation() -> str:
+    """Return the one of IMPLEMENTATIONS that computes on CPU: `info().cpu`, cheap enough to ask before every call."""
+    return _forced or _library().best
+
+
 def info() -> Info:
     """Say what computes Winograd convolutions, and why."""
     here = _library()
@@ -80,7 +85,7 @@ def info() -> Info:
         why = here.without_cpu
     is_reference = _forced == REFERENCE
     return Info(
-        cpu=_forced or next(iter(here.variants), REFERENCE),
+        cpu=implementation(),
         why=why,
         cuda=() if is_reference else here.cuda,
         why_not_cuda="forced" if is_reference else here.without_cuda,
@@ -151,6 +156,10 @@ class _Library:
     operators: ctypes.CDLL | None = None
     variants: tuple[str, ...] = ()
     cuda: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> str:
+        return self.variants[0] if self.variants else REFERENCE
 
 
 _loaded: _Library | None = None

@@ -11,13 +11,18 @@ from winograd import arguments, library, ops, selection
 from winograd.matrices import FILTER_SIZE, MATRICES
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Cache:
-    """Packed weights and what they were made from; holding that keeps its address from being given to other weights."""
+    """Packed weights and what they were made from; holding that keeps its address from being given to other weights.
+
+    `blocking` is that of the last input, `sizes` its shape and the number of threads.
+    """
 
     key: tuple[object, ...]
     weights: Tensor
-    packed: Tensor
+    packed: ops.Packed
+    sizes: tuple[torch.Size, int] | None = None
+    blocking: selection.Blocking = ()
 
 
 class WinogradConv2d(nn.Module):
@@ -96,14 +101,16 @@ class WinogradConv2d(nn.Module):
         """Convolve [N, C, H, W], or a single [C, H, W]."""
         if input.dim() == 3:
             return self.forward(input[None])[0]
-        if self._runs_packed(input):
+        weights, bias = self._parameter("weights"), self._parameter("bias")
+        if self._runs_packed(input, weights, bias):
+            cache = self._packed_weights(weights)
             return ops.conv2d_packed(
-                input, self._packed_weights(), self.out_channels, self.positions, self.kernel_groups, self.m, self.padding,
-                bias=self.bias, activation=self.activation, groups=self.groups, blocking=self._blocking(input),
+                input, cache.packed, self.padding,
+                bias=bias, activation=self.activation, blocking=self._blocking(input, cache),
             )  # fmt: skip
         return ops.conv2d(
-            input, self.weights, self.positions, self.m, self.padding,
-            bias=self.bias, activation=self.activation, groups=self.groups,
+            input, weights, self.positions, self.m, self.padding,
+            bias=bias, activation=self.activation, groups=self.groups,
         )  # fmt: skip
 
     def prune(self, *positions: Sequence[int]) -> None:
@@ -138,31 +145,43 @@ class WinogradConv2d(nn.Module):
 
     # ---- Packed weights -------------------------------------------------------------------------------------------------
 
-    def _runs_packed(self, x: Tensor) -> bool:
+    def _parameter(self, name: str) -> Any:  # a tensor, or no bias
+        """What the attribute is, without torch's slow way to parameters."""
+        parameter = self._parameters.get(name)
+        return getattr(self, name) if parameter is None else parameter
+
+    def _runs_packed(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> bool:
         """Packing pays for weights that stay; graphs that are traced get the weights themselves."""
-        weights = self.weights
         if torch.compiler.is_compiling() or weights.dtype != torch.float32 or weights.is_inference() or weights.is_meta:
             return False
-        operands = (x, weights, self.bias)
-        return not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands))
+        wants_gradients = x.requires_grad or weights.requires_grad or (bias is not None and bias.requires_grad)
+        return not (wants_gradients and torch.is_grad_enabled())
 
-    def _blocking(self, x: Tensor) -> selection.Blocking:
-        batch, _, height, width = arguments.output_shape(x, self.out_channels, self.padding)
-        if x.device.type != "cpu" or min(batch, height, width) < 1:
-            return ()
-        shape = selection.Shape(self.in_channels, self.out_channels, height, width, batch, self.groups)
-        return selection.default_blocking(shape, self.m, torch.get_num_threads())
-
-    def _packed_weights(self) -> Tensor:
+    def _packed_weights(self, weights: Tensor) -> _Cache:
         # Writing through `.data` changes no version: whoever does that writes past this cache.
-        weights = self.weights
-        made_for = (library.info().cpu, weights.device, weights.shape, *self.positions)
+        made_for = library.implementation(), weights.shape, self.positions
         key = (weights._version, weights.data_ptr(), *made_for)
-        if self._cache is None or self._cache.key != key:
+        cache = self._cache
+        if cache is None or cache.key != key:
             with torch.no_grad():
                 packed = ops.pack_weights(weights, self.positions, self.m, groups=self.groups)
-            self._cache = _Cache(key, weights.detach(), packed)
-        return self._cache.packed
+            cache = self._cache = _Cache((*key[:-1], list(self.positions)), weights.detach(), packed)
+        return cache
+
+    def _blocking(self, x: Tensor, cache: _Cache) -> selection.Blocking:
+        sizes = x.shape, torch.get_num_threads()
+        if cache.sizes != sizes:
+            cache.sizes, cache.blocking = sizes, self._measured_blocking(x, sizes[1])
+        return cache.blocking
+
+    def _measured_blocking(self, x: Tensor, threads: int) -> selection.Blocking:
+        if x.device.type != "cpu" or x.dim() != 4:
+            return ()
+        batch, _, height, width = arguments.output_shape(x, self.out_channels, self.padding)
+        if min(batch, height, width) < 1:
+            return ()
+        shape = selection.Shape(self.in_channels, self.out_channels, height, width, batch, self.groups)
+        return selection.default_blocking(shape, self.m, threads)
 
     def __getstate__(self) -> dict[str, Any]:  # attributes of all kinds
         """Leave the packed weights out of copies and pickles."""
