@@ -28,7 +28,7 @@ class LayerInfo(Found):
     """A convolution or linear layer, under the uploader's own name, in execution order."""
 
     name: str
-    kind: Literal["conv2d", "conv_transpose2d", "linear"]
+    kind: Literal["conv2d", "conv_transpose2d", "linear", "winograd_conv2d"]
     weight_shape: tuple[int, ...]
     output_shape: tuple[int, ...] = Field(description="For one image; the batch dimension is left out.")
     parameters: int = Field(description="Weights and biases.")

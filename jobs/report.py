@@ -42,6 +42,26 @@ class Latency(Part):
     p90_ms: float
 
 
+class Comparison(Part):
+    """The delivered file, run by its own runtime, by turns with the uploaded model run by this one."""
+
+    runtime: str
+    threads: int
+    batch_size: int
+    rounds: int
+    delivered_ms: float = Field(description="Median.")
+    original_ms: float = Field(description="Median.")
+    speedup: float = Field(description="Ratio of the medians, original over delivered.")
+    speedup_interval: tuple[float, float] = Field(description="95 % bootstrap interval of that ratio.")
+
+
+class ExecutedOperations(Part):
+    """What the Winograd convolutions of the file executed while it ran; counted in their loops, not worked out."""
+
+    gemms: int = Field(description="Matrix multiplications in one run: one for each kept position and group.")
+    multiplications: int = Field(description="Of one image, inside of those.")
+
+
 class FileSize(Part):
     bytes: int
     deflated_bytes: int = Field(description="After zip compression, for comparison.")
@@ -63,6 +83,12 @@ class DeliveredFile(Part):
     speedup: float | None = Field(description="Ratio of the medians, original over delivered.")
     speedup_interval: tuple[float, float] | None = Field(
         default=None, description="95 % bootstrap interval of that ratio."
+    )
+    comparisons: tuple[Comparison, ...] = Field(
+        default=(), description="With the original in each runtime, on one and on all threads; of Winograd networks."
+    )
+    executed: ExecutedOperations | None = Field(
+        default=None, description="Of files whose Winograd convolutions are run by an operator that counts."
     )
     notes: tuple[str, ...] = ()
 

@@ -1,5 +1,6 @@
 """Writes the delivered files, reloads each in a fresh process and measures it there. The test images are first looked at here."""
 
+import os
 import platform
 from pathlib import Path
 from typing import Literal, assert_never
@@ -12,10 +13,13 @@ from workers.bench import Bench
 from workers.checkpoints import sha256_of
 from workers.datasets.roles import Part
 from workers.measurement.accuracy import Right, accuracy, accuracy_change
+from workers.measurement.operations import winograd_gemms
 from workers.measurement.outputs import batch_size_of
 from workers.measurement.size import file_size
-from workers.measurement.verify import Conditions, Verified, classes, verify_file
+from workers.measurement.verify import RUNTIMES as RUNTIMES
+from workers.measurement.verify import Conditions, Original, Verified, classes, verify_file
 from workers.models.graph import ModelGraph
+from workers.models.lower_winograd import has_winograd
 from workers.models.write_onnx import write_onnx
 from workers.models.write_pt2 import write_pt2
 
@@ -23,7 +27,6 @@ Format = Literal["onnx", "pt2"]
 
 LATENCY_SECONDS = 2.0
 MEDIA_TYPES: dict[Format, str] = {"onnx": "application/onnx", "pt2": "application/zip"}
-RUNTIMES: dict[Format, str] = {"onnx": "onnxruntime", "pt2": "torch"}
 
 
 def write_model(graph: ModelGraph, path: Path, form: Format, *, pack_zeros: bool) -> None:
@@ -43,6 +46,7 @@ class Delivery:
     def __init__(self, job: Compress, folder: Path, uploaded: ModelGraph, graph: ModelGraph, bench: Bench) -> None:
         self._job = job
         self._uploaded = uploaded
+        self._graph = graph
         self._upload = folder / job.model.path
         self._work = folder / "work"
         self._bench = bench
@@ -66,13 +70,12 @@ class Delivery:
                 notes = [f"The uploaded file itself could not be timed: {found.original_error}"]
         # An uploaded .pt2 is never opened by torch, which would run code that it may hold; Winnow's own copy is.
         if found is None or found.original_error is not None:
-            original = self._work / f"original.{form}"
-            write_model(self._uploaded, original, form, pack_zeros=False)
-            found = self._verify(path, form, original=original)
+            found = self._verify(path, form, original=self._rewritten(form))
             uploaded_form = self._bench.uploaded_format
             notes.append(f"Latency is compared with the uploaded {uploaded_form} model as Winnow writes it to {form}.")
         if self._latency_batch_size != self._job.target.batch_size:
             notes.append(f"The model takes batches of {self._latency_batch_size} only, so latency is of those.")
+        notes += [f"The original could not be compared with: {error}" for error in found.comparison_errors]
         return self._delivered(path, form, found, notes)
 
     @property
@@ -96,11 +99,29 @@ class Delivery:
             original=original,
             conditions=conditions,
             scratch=self._work,
+            gemms=winograd_gemms(self._graph) if form == "pt2" else None,
+            compared_with=self._originals(form, original),
         )
+
+    def _originals(self, form: Format, original: Path) -> list[Original]:
+        """The uploaded model in every runtime that matters, on one and on all threads, where speed is what was changed."""
+        if not has_winograd(self._graph):
+            return []
+        files: list[tuple[Path, Format]] = [(original, form)]
+        if form == "pt2":
+            files.append((self._upload if self._bench.uploaded_format == "onnx" else self._rewritten("onnx"), "onnx"))
+        all_threads = len(os.sched_getaffinity(0))
+        return [Original(*file, threads) for file in files for threads in sorted({1, all_threads})]
+
+    def _rewritten(self, form: Format) -> Path:
+        """The uploaded model as Winnow writes it."""
+        path = self._work / f"original.{form}"
+        write_model(self._uploaded, path, form, pack_zeros=False)
+        return path
 
     def clean_up(self) -> None:
         """Remove what only the verification needed."""
-        for path in (self._inputs, *(self._work / f"original.{form}" for form in self._job.outputs)):
+        for path in (self._inputs, *(self._work / f"original.{form}" for form in MEDIA_TYPES)):
             path.unlink(missing_ok=True)
 
     def _delivered(self, path: Path, form: Format, found: Verified, notes: list[str]) -> DeliveredFile:
@@ -118,6 +139,8 @@ class Delivery:
             latency_original=found.latency_original,
             speedup=found.speedup,
             speedup_interval=found.speedup_interval,
+            comparisons=found.comparisons,
+            executed=found.executed,
             notes=tuple(notes),
         )
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import fx
 
+from workers.models import graph
 from workers.models.graph import aten
+from workers.models.shapes import multiplications_of
 
 
 @dataclass(frozen=True)
@@ -136,6 +138,8 @@ def multiply_adds(operation: Operation, values: Mapping[int, Any]) -> int:
             return int(result.numel() * operands[1][0].numel())  # weight (K, C/g, R, S)
         case aten.conv_transpose2d.input:
             return int(operands[0].numel() * operands[1][0].numel())  # weight (C, K/g, R, S)
+        case graph.winograd_conv2d:
+            return multiplications_of(operands[1].shape, operands[3], result.shape)
         case aten.linear.default | aten.matmul.default:
             return int(result.numel() * operands[0].shape[-1])
         case _:

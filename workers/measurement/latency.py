@@ -10,6 +10,9 @@ from jobs.report import Latency
 WARM_UP_RUNS = 5
 FEWEST_RUNS = 10
 MOST_RUNS = 300
+FEWEST_TURNS = 5
+# Threads of a runtime go on looking for work for some milliseconds after a run, which would slow the other runtime down.
+REST_SECONDS = 0.02
 
 
 def alternate(
@@ -25,6 +28,26 @@ def alternate(
         # Who goes first changes with each round: the second finds the caches as the other left them.
         pair = [(first, times[0]), (second, times[1])]
         for run, kept in pair if len(times[0]) % 2 == 0 else reversed(pair):
+            start = time.perf_counter()
+            run()
+            kept.append((time.perf_counter() - start) * 1000)
+    return times
+
+
+def alternate_at_rest(
+    first: Callable[[], object], second: Callable[[], object], *, seconds: float
+) -> tuple[list[float], list[float]]:
+    """Like `alternate`, for models with threads of their own: in each turn, the other's threads have gone to sleep, and the
+    model's own are awake from a run that isn't counted."""
+    first()
+    second()
+    times: tuple[list[float], list[float]] = ([], [])
+    end = time.perf_counter() + seconds
+    while len(times[0]) < FEWEST_TURNS or (len(times[0]) < MOST_RUNS and time.perf_counter() < end):
+        pair = [(first, times[0]), (second, times[1])]
+        for run, kept in pair if len(times[0]) % 2 == 0 else reversed(pair):
+            time.sleep(REST_SECONDS)
+            run()
             start = time.perf_counter()
             run()
             kept.append((time.perf_counter() - start) * 1000)

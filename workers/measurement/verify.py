@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from jobs.errors import VerificationFailed
-from jobs.report import Latency
+from jobs.report import Comparison, ExecutedOperations, Latency
 from workers.measurement.latency import speedup, summarise
 
 RELATIVE_TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 3e-2}
 # Images whose class may differ, because two scores are closer to each other than the tolerance.
 LEAST_AGREEMENT_PERCENT = 99.5
+
+RUNTIMES: dict[Literal["onnx", "pt2"], str] = {"onnx": "onnxruntime", "pt2": "torch"}
 
 Scores = npt.NDArray[np.floating]  # (n, classes), or whatever the first output is
 
@@ -40,6 +43,18 @@ class Verified:
     speedup: float | None
     speedup_interval: tuple[float, float] | None
     original_error: str | None  # why the original file could not be timed
+    executed: ExecutedOperations | None  # by Winograd convolutions; None where no operator counts them
+    comparisons: tuple[Comparison, ...]
+    comparison_errors: tuple[str, ...]  # why an original is not among the comparisons
+
+
+@dataclass(frozen=True)
+class Original:
+    """The uploaded model as a file, to compare with on so many threads."""
+
+    path: Path
+    file_format: Literal["onnx", "pt2"]
+    threads: int
 
 
 @dataclass(frozen=True)
@@ -63,10 +78,14 @@ def verify_file(
     original: Path | None,
     conditions: Conditions,
     scratch: Path,
+    gemms: int | None = None,
+    compared_with: Sequence[Original] = (),
 ) -> Verified:
     """Run the file at `path` on `inputs` (an .npy file) and compare its first output with `expected`.
 
-    `original` is a file of the same format to time it against, by turns. Raises `VerificationFailed`.
+    `original` is a file of the same format to time it against, by turns; so are those of `compared_with`, of any format. A
+    .pt2 file must take exactly `gemms` matrix multiplications in Winograd convolutions, if given. Raises
+    `VerificationFailed`.
     """
     outputs_path = scratch / f"verified.{file_format}.npy"
     answer = _run_process(
@@ -81,6 +100,10 @@ def verify_file(
             "batch_size": conditions.batch_size,
             "latency_batch_size": conditions.latency_batch_size,
             "latency_seconds": conditions.latency_seconds,
+            "comparisons": [
+                {"original": str(other.path), "format": other.file_format, "threads": other.threads}
+                for other in compared_with
+            ],
         },
         path,
         scratch,
@@ -88,15 +111,17 @@ def verify_file(
     outputs = np.load(outputs_path, allow_pickle=False)
     outputs_path.unlink()
     difference, agreement = compare_outputs(outputs, expected, name=path.name)
+    executed = None if answer["executed"] is None else ExecutedOperations.model_validate(answer["executed"])
+    if gemms is not None:
+        _check_gemms(0 if executed is None else executed.gemms, gemms, name=path.name)
     timed = answer["original_ms"]
-    runtime = {"onnx": "onnxruntime", "pt2": "torch"}[file_format]
 
     def latency(milliseconds: list[float]) -> Latency | None:
         if not milliseconds:
             return None
         return summarise(
             milliseconds,
-            runtime=runtime,
+            runtime=RUNTIMES[file_format],
             threads=conditions.threads,
             batch_size=conditions.latency_batch_size,
             device=conditions.device,
@@ -112,6 +137,27 @@ def verify_file(
         speedup=ratio,
         speedup_interval=interval,
         original_error=answer["original_error"],
+        executed=executed,
+        comparisons=tuple(
+            _comparison(other, times, conditions)
+            for other, times in zip(compared_with, answer["comparisons"], strict=True)
+            if "error" not in times
+        ),
+        comparison_errors=tuple(times["error"] for times in answer["comparisons"] if "error" in times),
+    )
+
+
+def _comparison(other: Original, times: dict[str, list[float]], conditions: Conditions) -> Comparison:
+    ratio, interval = speedup(times["original_ms"], times["delivered_ms"], seed=conditions.seed)
+    return Comparison(
+        runtime=RUNTIMES[other.file_format],
+        threads=other.threads,
+        batch_size=conditions.latency_batch_size,
+        rounds=len(times["original_ms"]),
+        delivered_ms=float(np.median(times["delivered_ms"])),
+        original_ms=float(np.median(times["original_ms"])),
+        speedup=ratio,
+        speedup_interval=interval,
     )
 
 
@@ -141,6 +187,16 @@ def compare_outputs(outputs: Scores, expected: Scores, *, name: str) -> tuple[fl
             file=name,
         )
     return difference, agreement
+
+
+def _check_gemms(executed: int, expected: int, *, name: str) -> None:
+    """A pruned position that is multiplied all the same, or a kept one that isn't, is not what was promised (W-8)."""
+    if executed != expected:
+        raise VerificationFailed(
+            f"{name} takes {executed} matrix multiplications in its Winograd convolutions, where the kept positions make "
+            f"{expected}.",
+            file=name,
+        )
 
 
 def classes(scores: Scores) -> npt.NDArray[np.int64]:

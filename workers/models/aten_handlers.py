@@ -60,6 +60,13 @@ def convolution(b: GraphBuilder, a: Arguments) -> Value:
     return conv_transpose2d(b, a) if a["transposed"] else conv2d(b, a)
 
 
+def winograd_conv2d(b: GraphBuilder, a: Arguments) -> Value:
+    return canonical.winograd_convolution(
+        b, a["input"], a["weights"], a["bias"], positions=a["positions"], m=_integer(b, a["m"]), padding=pair(b, a["padding"]),
+        residual=a["residual"], activation=a["activation"], groups=_integer(b, a["groups"]),
+    )  # fmt: skip
+
+
 def linear(b: GraphBuilder, a: Arguments) -> Value:
     return canonical.linear(b, a["input"], a["weight"], a["bias"])
 

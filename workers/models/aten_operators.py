@@ -1,10 +1,12 @@
-"""The ATen operators that a `.pt2` file may hold: an allow-list. Names from a file are looked up in it and nowhere else."""
+"""The operators that a `.pt2` file may hold: an allow-list. Names from a file are looked up in it and nowhere else.
+
+ATen's are called by their plain names, others with their namespace."""
 
 import torch
 
 from workers.models import aten_handlers as handlers
 from workers.models.aten_handlers import Handler
-from workers.models.graph import aten
+from workers.models.graph import aten, winograd_conv2d
 
 HANDLERS: dict[str, Handler] = {
     "conv2d.default": handlers.conv2d,
@@ -12,6 +14,7 @@ HANDLERS: dict[str, Handler] = {
     "conv_transpose2d.input": handlers.conv_transpose2d,
     "convolution.default": handlers.convolution,
     "linear.default": handlers.linear,
+    "winograd::conv2d.default": handlers.winograd_conv2d,
     "addmm.default": handlers.addmm,
     "mm.default": handlers.matmul,
     "bmm.default": handlers.matmul,
@@ -177,7 +180,9 @@ CHECKS = frozenset(
 
 
 def overload(name: str) -> torch._ops.OpOverload:
-    """The ATen overload behind a name of the table."""
+    """The overload behind a name of the table."""
+    if name == "winograd::conv2d.default":
+        return winograd_conv2d
     packet, _, kind = name.partition(".")
     found = getattr(getattr(aten, packet), kind)
     assert isinstance(found, torch._ops.OpOverload)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from workers.models import graph
 from workers.models.graph import aten
 from workers.models.graph_builder import Constant, GraphBuilder, Size, Value
 
@@ -67,6 +68,36 @@ def conv_transpose2d(
         aten.conv_transpose2d.input,
         image, weight, bias, [*stride], [*padding], [*output_padding], groups, [*dilation],
     )  # fmt: skip
+
+
+def winograd_convolution(
+    builder: GraphBuilder,
+    image: Value,
+    weights: Value,
+    bias: Value | None,
+    *,
+    positions: list[int],
+    m: int,
+    padding: Pair,
+    residual: Value | None,
+    activation: str,
+    groups: int,
+) -> Value:
+    """What follows the sums in the operator becomes nodes of its own. The operator checks shapes and positions itself."""
+    if activation not in ("none", "relu"):
+        raise builder.refuse(f"its activation is {activation[:40]!r}; it can be none or relu")
+    if not all(isinstance(position, int) for position in positions):
+        raise builder.refuse("its positions are not all numbers")
+    stored_weights = constant(builder, weights, "weight")
+    stored_bias = None if bias is None else constant(builder, bias, "bias")
+    output = builder.call(
+        graph.winograd_conv2d, image, stored_weights, positions, m, [*padding], stored_bias, None, "none", groups
+    )
+    if residual is not None:
+        if [probe.shape for probe in builder.probes(residual)] != [probe.shape for probe in builder.probes(output)]:
+            raise builder.refuse("its residual is not shaped like its output")
+        output = add(builder, output, residual)
+    return builder.call(aten.relu.default, output) if activation == "relu" else output
 
 
 def _filters(builder: GraphBuilder, image: Value, weight: Value) -> Constant:

@@ -7,6 +7,7 @@ Both readers build it, every step rewrites it, both writers emit it. Its rules:
 * parameters and buffers keep the uploader's names (`layer1.0.conv1.weight`), and nothing else is reachable from the module;
 * convolutions are `aten.conv2d` and `aten.conv_transpose2d.input`, linear layers are `aten.linear`, batch normalisation is
   `aten.batch_norm` in evaluation mode, whatever form they had in the file; their arguments are all there, by position;
+* convolutions that are pruned in the Winograd domain are `winograd.conv2d` with all arguments by position;
 * every form of view, flatten and squeeze is one `aten.reshape`; where one size varies with the input, that one is `-1`;
 * the module never changes shape with the batch unless `batch_size` says that only one size is possible.
 """
@@ -19,9 +20,12 @@ from typing import Literal
 import torch
 from torch import Tensor, fx, nn
 
-aten = torch.ops.aten
+import winograd  # noqa: F401  # brings torch.ops.winograd
 
-LayerKind = Literal["conv2d", "conv_transpose2d", "linear"]
+aten = torch.ops.aten
+winograd_conv2d = torch.ops.winograd.conv2d.default  # winograd.conv2d says what it takes
+
+LayerKind = Literal["conv2d", "conv_transpose2d", "linear", "winograd_conv2d"]
 
 BATCH = "batch"  # what the batch is called in the shape of a TensorSpec
 DEFAULT_SIZE = 224  # for sizes other than the batch that a network leaves open
@@ -32,6 +36,7 @@ OPERATORS: frozenset[object] = frozenset(
         aten.conv2d.default,
         aten.conv_transpose2d.input,
         aten.linear.default,
+        winograd_conv2d,
         aten.batch_norm.default,
         aten.layer_norm.default,
         aten.group_norm.default,
@@ -142,13 +147,17 @@ class Layer:
     dilation: tuple[int, ...] = ()
     groups: int = 1
     used_by: tuple[str, ...] = ()  # all nodes that share the weight
+    m: int | None = None  # of Winograd convolutions: F(m x m, 3x3)
+    positions: tuple[int, ...] = ()  # and those kept, for each group of filters in turn; weights are [P, K, C/groups]
 
 
 LAYER_OPERATORS: dict[object, LayerKind] = {
     aten.conv2d.default: "conv2d",
     aten.conv_transpose2d.input: "conv_transpose2d",
     aten.linear.default: "linear",
+    winograd_conv2d: "winograd_conv2d",
 }
+BIAS = {"conv2d": 2, "conv_transpose2d": 2, "linear": 2, "winograd_conv2d": 5}  # its place among the arguments
 
 
 def layers(graph: ModelGraph) -> list[Layer]:
@@ -167,11 +176,13 @@ def layers(graph: ModelGraph) -> list[Layer]:
             kind=kind,
             node=node.name,
             weight=weight,
-            bias=_parameter_name(node, 2),
+            bias=_parameter_name(node, BIAS[kind]),
             weight_shape=tuple(parameter(graph, weight).shape),
             used_by=(node.name,),
         )
-        if kind != "linear":
+        if kind == "winograd_conv2d":
+            found[weight] = _with_positions(found[weight], node)
+        elif kind != "linear":
             found[weight] = _with_geometry(found[weight], node)
     return list(found.values())
 
@@ -221,6 +232,21 @@ def _with_geometry(layer: Layer, node: fx.Node) -> Layer:
         padding=_pair(node.args[4]),
         dilation=_pair(node.args[dilation]),
         groups=int(str(node.args[groups])),
+    )
+
+
+def _with_positions(layer: Layer, node: fx.Node) -> Layer:
+    # winograd.conv2d(input, weights, positions, m, padding, bias, residual, activation, groups)
+    _, _, positions, m, padding, _, _, _, groups = node.args
+    assert isinstance(positions, (list, tuple))
+    return replace(
+        layer,
+        stride=(1, 1),
+        padding=_pair(padding),
+        dilation=(1, 1),
+        groups=int(str(groups)),
+        m=int(str(m)),
+        positions=tuple(int(str(position)) for position in positions),
     )
 
 

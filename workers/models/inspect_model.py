@@ -50,7 +50,7 @@ def _layer_info(graph: ModelGraph, layer: Layer, shapes: dict[str, tuple[int, ..
         padding=layer.padding,
         dilation=layer.dilation,
         groups=layer.groups,
-        steps={kind: _eligibility(why_not(kind, weight)) for kind in STEP_KINDS},
+        steps={kind: _eligibility(why_not(kind, layer, weight)) for kind in STEP_KINDS},
     )
 
 

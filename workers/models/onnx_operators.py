@@ -291,7 +291,7 @@ def _cat(e: OnnxEmitter, node: fx.Node) -> None:
 
 def _slice(e: OnnxEmitter, node: fx.Node) -> None:
     value, dim, start, end, step = node.args
-    e.finish(node, "Slice", [_name(e, value), *(e.constant([number]) for number in (start, end, dim, step))])
+    e.finish(node, "Slice", [_name(e, value), *(e.vector([number]) for number in (start, end, dim, step))])
 
 
 def _select(e: OnnxEmitter, node: fx.Node) -> None:

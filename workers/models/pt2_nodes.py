@@ -1,6 +1,7 @@
 """Turns the nodes of model.json into operators of the canonical graph, one after the other."""
 
 import operator
+import re
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from workers.models.aten_operators import CHECKS, HANDLERS, IN_PLACE, TAKE_NUMBE
 from workers.models.graph_builder import Constant, GraphBuilder, Size, Value
 from workers.models.pt2_schema import DTYPES, Node, Tagged
 
-_NAMESPACE = "torch.ops.aten."
+_TARGET = re.compile(r"torch\.ops\.(aten|winograd)\.(\w+\.\w+)", re.ASCII)
 _COUNTER = "num_batches_tracked"  # what training-mode batch normalisation counts; evaluation has no use for it
 _ARITHMETIC = {
     "_operator.add": operator.add,
@@ -39,11 +40,11 @@ class NodeReader:
         if node.target in _ARITHMETIC:
             self._bind_size(node, _ARITHMETIC[node.target])
             return
-        name = node.target.removeprefix(_NAMESPACE)
-        if node.target in _COMPARISONS or (node.target.startswith(_NAMESPACE) and name in CHECKS):
+        name = _name_of(node.target)
+        if node.target in _COMPARISONS or name in CHECKS:
             return
-        base = IN_PLACE.get(name, name)
-        if not node.target.startswith(_NAMESPACE) or base not in HANDLERS:
+        base = IN_PLACE.get(name, name) if name is not None else None
+        if base is None or base not in HANDLERS:
             raise self._builder.refuse(
                 "Winnow doesn't know this operator" + _place(node),
                 hint="Export without run_decompositions(), or replace the layer by one made of common operators.",
@@ -217,6 +218,14 @@ def _first_output(node: Node) -> str:
                 if isinstance(name, str):
                     return name
     return node.name or "unnamed"
+
+
+def _name_of(target: str) -> str | None:
+    """What the table of operators calls an operator; None if it is of a namespace that is not there."""
+    found = _TARGET.fullmatch(target)
+    if found is None:
+        return None
+    return found[2] if found[1] == "aten" else f"{found[1]}::{found[2]}"
 
 
 def _place(node: Node) -> str:

@@ -38,6 +38,12 @@ def concrete_shape(spec: TensorSpec, batch: int) -> tuple[int, ...]:
     return tuple(_concrete_size(size, batch) for size in spec.shape)
 
 
+def multiplications_of(weights: torch.Size, m: int, output: torch.Size) -> int:
+    """Multiplications of a Winograd convolution with weights [P, K, C/g] and output [N, K, OH, OW]; transforms not counted."""
+    images, _, height, width = output
+    return images * math.ceil(height / m) * math.ceil(width / m) * math.prod(weights)
+
+
 def _concrete_size(size: int | str, batch: int) -> int:
     if isinstance(size, int):
         return size
@@ -77,6 +83,8 @@ class _ShapeRunner(fx.Interpreter):
 
 def _node_macs(node: fx.Node, values: dict[str, Any]) -> int:
     weight, result = values[str(node.args[1])], values[node.name]
+    if LAYER_OPERATORS[node.target] == "winograd_conv2d":
+        return multiplications_of(weight.shape, int(str(node.args[3])), result.shape)
     if LAYER_OPERATORS[node.target] == "conv_transpose2d":
         # Every input element meets every weight of its channel once.
         given = values[str(node.args[0])]

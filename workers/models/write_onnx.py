@@ -10,9 +10,11 @@ import onnx
 from onnx import helper
 from torch import fx
 
-from workers.models.graph import ModelGraph, TensorSpec, parameter
+from workers.models.graph import ModelGraph, TensorSpec, parameter, winograd_conv2d
+from workers.models.lower_winograd import has_open_sizes
 from workers.models.onnx_emitter import ELEMENT_TYPES, OnnxEmitter
 from workers.models.onnx_operators import emit_node
+from workers.models.onnx_winograd import DOMAIN, DOMAIN_VERSION, WinogradFunctions
 from workers.models.onnx_zeros import pack_zeros_of
 from workers.models.shapes import infer_tensors
 
@@ -29,10 +31,13 @@ def write_onnx(graph: ModelGraph, path: Path, *, pack_zeros: bool) -> None:
 def onnx_model(graph: ModelGraph, *, pack_zeros: bool) -> onnx.ModelProto:
     """`graph` as an ONNX model."""
     emitter = OnnxEmitter(infer_tensors(graph))
+    functions = WinogradFunctions(opset=OPSET, sizes_are_open=has_open_sizes(graph))
     _name_surface(graph, emitter)
     for node in graph.module.graph.nodes:
         if node.op == "get_attr":
             emitter.parameter(node, str(node.target), parameter(graph, str(node.target)))
+        elif node.target is winograd_conv2d:
+            functions.call(emitter, node)
         elif node.op == "call_function":
             emit_node(emitter, node)
     _emit_outputs(graph, emitter)
@@ -45,8 +50,11 @@ def onnx_model(graph: ModelGraph, *, pack_zeros: bool) -> onnx.ModelProto:
         [_value_info(spec) for spec in graph.outputs],
         initializer=[emitter.tensor_proto(name) for name in emitter.used_tensors()],
     )
+    imports = [helper.make_opsetid("", OPSET)]
+    if functions.protos:
+        imports.append(helper.make_opsetid(DOMAIN, DOMAIN_VERSION))
     model = helper.make_model(
-        made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name=PRODUCER
+        made, opset_imports=imports, functions=functions.protos, ir_version=IR_VERSION, producer_name=PRODUCER
     )
     onnx.checker.check_model(model)
     return model
