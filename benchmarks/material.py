@@ -31,6 +31,12 @@ def cifar_selection(images: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDAr
     return _sampled(data_folder() / "images" / "cifar10_train_25000_39999.npz", images, seed)
 
 
+def cifar_learning(images: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The first `images` of 25,000 CIFAR-10 training images; none of them is ever in `cifar_selection`."""
+    with np.load(data_folder() / "images" / "cifar10_train_00000_24999.npz") as stored:
+        return stored["x"][:images], stored["y"][:images].astype(np.int64)
+
+
 def cifar_test() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The first 5,000 CIFAR-10 test images."""
     with np.load(data_folder() / "images" / "cifar10_test_0000_4999.npz") as stored:

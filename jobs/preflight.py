@@ -3,7 +3,8 @@ runner once more before it starts.
 
 The rules of data roles are written here and nowhere else:
 
-* `prune_weights` decides on `selection`; `finetune` learns from `train`; figures are taken on `test`.
+* `prune_weights` and `prune_winograd` decide on `selection`; `finetune`, and `prune_winograd` where it trains, learn from
+  `train`; figures are taken on `test`.
 * One dataset alone is split by class: into halves for selection and test, or, if the recipe learns, into 60 % train,
   20 % selection and 20 % test. A lone `test` dataset is never split: it is not for decisions.
 * Several datasets keep their roles whole.
@@ -15,12 +16,14 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from jobs.inspection import DatasetInspection, LayerInfo, ModelInspection
-from jobs.recipe import Finetune, Preprocess, PruneWeights, Step
+from jobs.recipe import Finetune, Preprocess, PruneWeights, PruneWinograd, Step, TrainingOptions
+from jobs.tiles import best_tile, tiles_of
 
 Role = Literal["train", "selection", "test"]
 ROLES: tuple[Role, ...] = get_args(Role)
 NEEDS: dict[str, tuple[Role, str]] = {
     "prune_weights": ("selection", "decides on selection images"),
+    "prune_winograd": ("selection", "decides on selection images"),
     "finetune": ("train", "learns from training images"),
 }
 
@@ -41,7 +44,15 @@ class Problem:
 
 def learns(recipe: Iterable[Step]) -> bool:
     """Whether any step trains the model."""
-    return any(NEEDS[step.kind][0] == "train" for step in recipe)
+    return any(role == "train" for step in recipe for role, _ in needs(step))
+
+
+def needs(step: Step) -> list[tuple[Role, str]]:
+    """The roles without whose images a step can't run, and why."""
+    always = NEEDS[step.kind]
+    if isinstance(step, PruneWinograd) and step.training is not None:
+        return [always, ("train", "trains on training images")]
+    return [always]
 
 
 def split_of(role: Role, *, learns: bool) -> dict[Role, float] | None:
@@ -157,14 +168,14 @@ def _missing_roles(recipe: Sequence[Step], data: Mapping[Role, DatasetInspection
     played = roles_played(data.keys(), learns=learns(recipe))
     given = ", ".join(role for role in ROLES if role in data) or "none"
     problems: list[Problem] = []
-    for index, step in enumerate(recipe):
-        role, why = NEEDS[step.kind]
+    wanted = [(index, step.kind, *need) for index, step in enumerate(recipe) for need in needs(step)]
+    for index, kind, role, why in wanted:
         if role in played or any(problem.pointer == f"/data/{role}" for problem in problems):
             continue
         problems.append(
             Problem(
                 f"/data/{role}",
-                f"Step {index} ({step.kind}) {why}, but no dataset plays the role {role} (given: {given}).",
+                f"Step {index} ({kind}) {why}, but no dataset plays the role {role} (given: {given}).",
                 f'Add "{role}" to "data".' if data else 'Give a dataset: {"data": {"selection": "dst_…"}}.',
             )
         )
@@ -241,11 +252,39 @@ def _step_problems(
     match step:
         case PruneWeights():
             return [*_layer_problems(pointer, step, model), *_sample_problems(pointer, step, recipe, data)]
+        case PruneWinograd():
+            return [
+                *_layer_problems(pointer, step, model),
+                *_sample_problems(pointer, step, recipe, data),
+                *_winograd_problems(pointer, step, model),
+                *(_loss_problems(f"{pointer}/training", step.training, recipe, data) if step.training else ()),
+            ]
         case Finetune():
             return _loss_problems(pointer, step, recipe, data)
 
 
-def _layer_problems(pointer: str, step: PruneWeights, model: ModelInspection) -> list[Problem]:
+def _winograd_problems(pointer: str, step: PruneWinograd, model: ModelInspection) -> list[Problem]:
+    problems = []
+    names = [layer.name for layer in model.layers]
+    for name in step.rates:
+        if name not in names:
+            close = get_close_matches(name, names, n=1, cutoff=0.0)
+            hint = f"Did you mean {close[0]!r}?" if close else None
+            problems.append(Problem(f"{pointer}/rates", f"The model has no layer called {name!r}.", hint))
+    open_sizes = [size for tensor in model.inputs for size in tensor.shape[1:] if isinstance(size, str)]
+    if open_sizes:
+        problems.append(
+            Problem(
+                pointer,
+                f"The model leaves the size {open_sizes[0]} of its images open; Winograd tiles are chosen and counted for one "
+                "size.",
+                "Export the model for the size of image that it will run on.",
+            )
+        )
+    return problems
+
+
+def _layer_problems(pointer: str, step: PruneWeights | PruneWinograd, model: ModelInspection) -> list[Problem]:
     names = [layer.name for layer in model.layers]
     problems = []
     for index, name in enumerate(step.exclude):
@@ -262,7 +301,7 @@ def _layer_problems(pointer: str, step: PruneWeights, model: ModelInspection) ->
     return problems
 
 
-def _why_not(layer: LayerInfo, step: PruneWeights) -> str | None:
+def _why_not(layer: LayerInfo, step: PruneWeights | PruneWinograd) -> str | None:
     if layer.name in step.exclude:
         return "excluded"
     eligibility = layer.steps.get(step.kind)
@@ -272,7 +311,7 @@ def _why_not(layer: LayerInfo, step: PruneWeights) -> str | None:
 
 
 def _sample_problems(
-    pointer: str, step: PruneWeights, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
+    pointer: str, step: PruneWeights | PruneWinograd, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
 ) -> list[Problem]:
     if step.images_per_class is None:
         return []
@@ -295,7 +334,7 @@ def _sample_problems(
 
 
 def _loss_problems(
-    pointer: str, step: Finetune, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
+    pointer: str, step: TrainingOptions, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
 ) -> list[Problem]:
     _, source = _source_of("train", recipe, data)
     if step.loss != "labels" or source is None or source.labelled:
@@ -349,6 +388,8 @@ def _step_cost(step: Step, images: Mapping[Role, int], model: ModelInspection) -
                 "images": seen,
                 "macs": evaluations * seen * model.macs,
             }
+        case PruneWinograd():
+            return _winograd_cost(step, images, model)
         case Finetune():
             seen = images.get("train", 0) * step.epochs
             return {
@@ -357,6 +398,39 @@ def _step_cost(step: Step, images: Mapping[Role, int], model: ModelInspection) -
                 "images": seen,
                 "macs": 3 * seen * model.macs,  # forward, and twice as much backward
             }
+
+
+def _winograd_cost(step: PruneWinograd, images: Mapping[Role, int], model: ModelInspection) -> dict[str, Any]:
+    eligible = [layer for layer in model.layers if _why_not(layer, step) is None]
+    selection, trained = images.get("selection", 0), 0
+    if step.training is not None:
+        trained = images.get("train", 0) * step.training.epochs * step.rounds
+    probes = 18 * len(eligible) if step.select == "allocate" else 0
+    passes = probes + 4 * step.rounds  # measured, and judged before and after training
+    return {
+        "kind": step.kind,
+        "layer_evaluations_at_most": probes,
+        "images": selection + trained,
+        "macs": (passes * selection + 3 * trained) * model.macs,
+        "layers": [_winograd_savings(layer, step) for layer in eligible],
+    }
+
+
+def _winograd_savings(layer: LayerInfo, step: PruneWinograd) -> dict[str, Any]:
+    """What the step would do to one layer: its tile, and multiplications of one image."""
+    sides = (layer.output_shape[1], layer.output_shape[2])
+    tile = best_tile(sides) if step.tile == "auto" else step.tile
+    positions = (tile + 2) ** 2
+    whole = tiles_of(tile, sides) * positions * layer.weight_shape[0] * layer.weight_shape[1]
+    kept = 1 - min(step.max_rate, step.rates.get(layer.name, step.max_rate))
+    return {
+        "layer": layer.name,
+        "tile": tile,
+        "positions": positions,
+        "multiplications_direct": layer.macs,
+        "multiplications_winograd": whole,
+        "multiplications_at_least": round(whole * kept),
+    }
 
 
 def _classes(dataset: DatasetInspection) -> int:

@@ -117,10 +117,9 @@ class PruneWeights(Schema):
         return self
 
 
-class Finetune(Schema):
-    """Train the model a little to recover accuracy. Zeros made by earlier steps stay exactly zero."""
+class TrainingOptions(Schema):
+    """How a network is trained: SGD with Nesterov momentum along a cosine."""
 
-    kind: Literal["finetune"]
     epochs: int = Field(default=2, ge=1, le=1000, description="Passes over the training data.")
     learning_rate: float = Field(default=0.01, gt=0, le=10, description="Peak rate; it falls to zero along a cosine.")
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum of the SGD optimiser.")
@@ -136,8 +135,121 @@ class Finetune(Schema):
     )
 
 
-Step = Annotated[PruneWeights | Finetune, Field(discriminator="kind")]
-STEP_KINDS: dict[str, type[Schema]] = {"prune_weights": PruneWeights, "finetune": Finetune}
+class Finetune(TrainingOptions):
+    """Train the model a little to recover accuracy. Zeros made by earlier steps stay exactly zero."""
+
+    kind: Literal["finetune"]
+
+
+class WinogradTraining(TrainingOptions):
+    """Training that makes up for pruned positions (W-9); they take no part in it, and never come back."""
+
+    learning_rate: float = Field(
+        default=0.001,
+        gt=0,
+        le=10,
+        description="Peak rate; it falls to zero along a cosine. Networks that came without batch normalisation bear no more.",
+    )
+    domain: Literal["winograd", "spatial"] = Field(
+        default="winograd",
+        description="What is learned: the weights of the kept positions themselves, or the 3x3 filters that they are "
+        "transformed from in every step.",
+    )
+
+
+class PruneWinograd(Schema):
+    """Method W (US11521039B2): compute 3x3 convolutions in the Winograd domain, without the positions that a whole group of
+    kernels can do without; then train the network without them, and prune on, as long as accuracy allows."""
+
+    kind: Literal["prune_winograd"]
+    max_drop_pp: float = Field(
+        default=1.0,
+        ge=0,
+        le=100,
+        description="Accuracy that may be spent, in percentage points on the selection data; a round that spends more is "
+        "taken back.",
+    )
+    tile: Literal["auto", 2, 4, 6] = Field(
+        default="auto",
+        description="Outputs of a tile in each direction: F(2x2), F(4x4) or F(6x6); auto takes, for each layer, the one "
+        "with the fewest multiplications on its image.",
+    )
+    select: Literal["allocate", "count", "rate", "threshold"] = Field(
+        default="allocate",
+        description="allocate: where they cost the least accuracy for each multiplication saved. count, rate: the same in "
+        "every layer. threshold: all positions whose score is below it.",
+    )
+    count: int | None = Field(default=None, ge=0, le=63, description="Positions to prune in every layer (count).")
+    rate: float | None = Field(default=None, ge=0, lt=1, description="Part of the positions to prune (rate).")
+    rates: dict[LayerName, Annotated[float, Field(ge=0, lt=1)]] = Field(
+        default={}, max_length=10_000, description="Parts of the positions to prune, by layer; they go before all else."
+    )
+    threshold: float | None = Field(
+        default=None, gt=0, description="Positions with a lower score are pruned (threshold)."
+    )
+    threshold_unit: Literal["score", "mean"] = Field(
+        default="mean", description="Whether the threshold is a score, or a multiple of the mean score of the layer."
+    )
+    score: Literal["mean_abs", "rms", "max_abs", "small_frac", "energy", "energy_white", "accuracy", "random"] = Field(
+        default="energy",
+        description="What stands for the weights of a position: their mean or largest absolute value, their root mean square, "
+        "how many are small, what they add to the output (energy: measured on selection images; energy_white: for white "
+        "input), the accuracy lost without them, or chance.",
+    )
+    groups: int = Field(
+        default=1,
+        ge=1,
+        le=4096,
+        description="Groups of kernels with positions of their own (W-10); all layers must divide.",
+    )
+    group_by: Literal["output_channels", "input_channels"] = Field(
+        default="output_channels", description="Whether groups are runs of output or of input channels."
+    )
+    max_rate: float = Field(default=0.5, gt=0, lt=1, description="Largest part of a layer's positions that is pruned.")
+    target_reduction: float | None = Field(
+        default=None,
+        gt=1,
+        description="End when the network takes this many times fewer multiplications than by direct convolution.",
+    )
+    rounds: int = Field(
+        default=6,
+        ge=1,
+        le=100,
+        description="How often the network is pruned and judged, at the most. A round that spends too much is taken back, and "
+        "the next one goes half as far.",
+    )
+    training: WinogradTraining | None = Field(
+        default=None,
+        description="How the network is trained after each round. Without it, remaining weights are only fitted to what the "
+        "layer gave before (least squares on selection images), and the report says that nothing was trained.",
+    )
+    compensate: bool = Field(
+        default=True, description="Fit the weights of the remaining positions before a round is judged or trained."
+    )
+    exclude: tuple[LayerName, ...] = Field(default=(), max_length=10_000, description="Layers to leave as they are.")
+    images_per_class: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Selection images used for probing, of each class. Default: all."
+    )
+    cache_mib: int = Field(
+        default=1024, ge=0, le=1_048_576, description="Memory for activations kept between probes, in MiB."
+    )
+
+    @model_validator(mode="after")
+    def _selection_is_complete(self) -> "PruneWinograd":
+        for name in ("count", "rate", "threshold"):
+            if self.select == name and getattr(self, name) is None:
+                raise ValueError(f"select is {name!r}, so {name} must be given")
+            if self.select != name and getattr(self, name) is not None:
+                raise ValueError(f"{name} is given, but select is {self.select!r}")
+        return self
+
+
+Step = Annotated[PruneWeights | PruneWinograd | Finetune, Field(discriminator="kind")]
+STEP_KINDS: dict[str, type[Schema]] = {
+    "prune_weights": PruneWeights,
+    "prune_winograd": PruneWinograd,
+    "finetune": Finetune,
+}
 
 
 class DataRoles(Schema):

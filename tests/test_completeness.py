@@ -47,8 +47,7 @@ def test_every_error_code_is_documented() -> None:
     assert [code for code in ErrorCode if f"`{code}`" not in documented] == []
 
 
-# Of method W there is the convolution alone, not the step that selects and trains.
-BUILT_ELEMENTS = [*(f"P-{n}" for n in range(1, 14)), "W-2", "W-3", "W-6", "W-7", "W-8", "W-10"]
+BUILT_ELEMENTS = [f"{method}-{n}" for method in "PW" for n in range(1, 14)]
 
 
 @pytest.mark.parametrize("element", BUILT_ELEMENTS)

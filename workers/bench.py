@@ -31,6 +31,8 @@ from workers.models.graph import ModelGraph
 Measure = Literal["top1", "agreement"]
 
 HEALTH_IMAGES = 200
+CALIBRATION_IMAGES = 512  # moments of a layer are means over all of their tiles
+CALIBRATION_BATCH = 64
 
 
 class Bench:
@@ -118,6 +120,16 @@ class Bench:
         return Examples(
             pick=lambda wanted: images.pick(numbers[wanted]), to_input=self.transform, targets=targets[chosen]
         )
+
+    def calibration_batches(self, graph: ModelGraph) -> Iterator[Tensor]:
+        """Input of the first selection images drawn with the job's seed, to measure what reaches the layers."""
+        part = self.parts["selection"]
+        count = min(len(part), CALIBRATION_IMAGES)
+        chosen = np.sort(np.random.default_rng(self.job.seed).permutation(len(part))[:count])
+        size = graph.batch_size or min(CALIBRATION_BATCH, count)
+        for batch in input_batches(part.dataset, part.indices[chosen], self.transform, batch_size=size):
+            if graph.batch_size in (None, len(batch)):
+                yield batch
 
     def health_warnings(self) -> list[str]:
         """What looks wrong about data and model together."""

@@ -83,4 +83,5 @@ def _interpreter_folders() -> set[Path]:
 def _code_folders() -> list[Path]:
     """Winnow's packages one by one: the folder that holds them may hold the data folder too."""
     here = Path(__file__).resolve().parent
-    return [here, here.parent / "jobs"]
+    # winograd is here only where it was installed from its sources as they lie; else it is among the interpreter's packages.
+    return [here, here.parent / "jobs", here.parent / "winograd" / "winograd"]

@@ -24,13 +24,16 @@ from jobs.errors import RecipeRefused
 from jobs.folder import Compress, Outcome, OutputFile, write_atomically
 from jobs.inspection import DatasetInspection, ModelInspection
 from jobs.preflight import Role, check_recipe, learns
-from jobs.recipe import Finetune, PruneWeights, Step
+from jobs.recipe import Finetune, PruneWeights, PruneWinograd, Step
 from jobs.report import LayerReport, Provenance, Report, StepReport
 from workers.bench import Bench
 from workers.checkpoints import Checkpoints
 from workers.compression.finetune import finetune
 from workers.compression.prune_weights import prune_weights
+from workers.compression.prune_winograd import Surroundings, prune_winograd
 from workers.compression.suffix_evaluator import SuffixEvaluator
+from workers.compression.winograd_moments import measure_moments
+from workers.compression.winograd_training import Trainer
 from workers.datasets.dataset import Dataset
 from workers.datasets.preprocess import fit_dataset
 from workers.datasets.read_dataset import read_dataset
@@ -40,6 +43,7 @@ from workers.measurement.size import file_size, nonzeros, totals
 from workers.models.graph import ModelGraph, layers, parameter
 from workers.models.inspect_model import describe
 from workers.models.read_model import model_format, read_model
+from workers.models.shapes import macs as multiply_adds
 from workers.progress import Phases, ReportProgress, StepProgress
 from workers.verdict import judge, notes_on_zeros
 
@@ -74,7 +78,7 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
     graph, steps = _run_steps(job, uploaded, bench, Checkpoints(work / "checkpoints", job), phases)
 
     macs = {layer.name: layer.macs for layer in inspection.layers}
-    before, after = totals(uploaded, macs), totals(graph, macs)
+    before, after = totals(uploaded, macs), totals(graph, multiply_adds(graph))
     with phases("writing", _STEPS_END):
         for form in job.outputs:
             # Zeros are packed only where that makes the file smaller.
@@ -171,6 +175,8 @@ def _run_step(step: Step, graph: ModelGraph, bench: Bench, on_progress: StepProg
     match step:
         case PruneWeights():
             return _prune_weights(step, graph, bench, on_progress)
+        case PruneWinograd():
+            return _prune_winograd(step, graph, bench, on_progress)
         case Finetune():
             return _finetune(step, graph, bench, on_progress)
         case _:
@@ -185,6 +191,24 @@ def _prune_weights(step: PruneWeights, graph: ModelGraph, bench: Bench, on_progr
         evaluator_of=lambda network: SuffixEvaluator(network, examples, cache_mib=step.cache_mib),
         on_progress=on_progress,
     )
+    return _StepResult(
+        result.graph, result.predicted_change_pp, result.measured_change_pp, result.as_details(), result.warnings
+    )
+
+
+def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_progress: StepProgress) -> _StepResult:
+    train = None
+    if step.training is not None:
+        train = Trainer(bench.training_images(), step.training, bench.job.seed, bench.uploaded, on_progress)
+    examples = bench.pruning_examples(step.images_per_class)
+    surroundings = Surroundings(
+        measure=lambda network, names: measure_moments(network, names, bench.calibration_batches(network)),
+        evaluator_of=lambda network: SuffixEvaluator(network, examples, cache_mib=step.cache_mib),
+        evaluate=bench.selection_percent,
+        train=train,
+        seed=bench.job.seed,
+    )
+    result = prune_winograd(graph, step, surroundings, on_progress)
     return _StepResult(
         result.graph, result.predicted_change_pp, result.measured_change_pp, result.as_details(), result.warnings
     )
@@ -226,10 +250,10 @@ def _refuse_what_cannot_run(job: Compress, given: Mapping[Role, Dataset], inspec
 
 
 def _layer_reports(graph: ModelGraph, inspection: ModelInspection) -> tuple[LayerReport, ...]:
-    known = {layer.name: layer for layer in inspection.layers}
+    known, work = {layer.name: layer for layer in inspection.layers}, multiply_adds(graph)
     reports = []
     for layer in layers(graph):
-        weight, info = parameter(graph, layer.weight), known[layer.name]
+        weight, info = parameter(graph, layer.weight), known.get(layer.name)
         reports.append(
             LayerReport(
                 name=layer.name,
@@ -239,8 +263,8 @@ def _layer_reports(graph: ModelGraph, inspection: ModelInspection) -> tuple[Laye
                 nonzeros=nonzeros(weight),
                 sparsity=1 - nonzeros(weight) / weight.numel(),
                 bits=8 * weight.element_size(),
-                macs=info.macs,
-                eligible={kind: found.reason for kind, found in info.steps.items()},
+                macs=work[layer.name],
+                eligible={} if info is None else {kind: found.reason for kind, found in info.steps.items()},
             )
         )
     return tuple(reports)

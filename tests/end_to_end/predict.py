@@ -1,4 +1,5 @@
-"""What a user does with a delivered file: nothing of Winnow, a fresh process, plain ONNX Runtime or plain PyTorch.
+"""What a user does with a delivered file: nothing of Winnow but the library
+`winograd`, a fresh process, plain ONNX Runtime or plain PyTorch.
 
     python -I predict.py MODEL IMAGES SCALE MEAN STD
 
@@ -33,6 +34,8 @@ def run_onnx(path: str, x: np.ndarray) -> np.ndarray:  # float32
 
 def run_pt2(path: str, x: np.ndarray) -> np.ndarray:  # float32
     import torch
+
+    import winograd  # noqa: F401  # for files that hold its operators
 
     with torch.no_grad():
         scores = torch.export.load(path).module()(torch.from_numpy(x))

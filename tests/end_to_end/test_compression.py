@@ -153,6 +153,29 @@ def test_a_job_is_cancelled_within_three_seconds(winnow: Client, digits: Path) -
 
 @pytest.mark.data
 @pytest.mark.slow
+def test_w13_a_stored_job_prunes_winograd_positions_over_http(winnow: Client, digits: Path, tmp_path: Path) -> None:
+    """Claim 12: the method as an apparatus; what it would do is told before, what it did is stored and served."""
+    request = {
+        "model": ready(winnow, "model", digits / "digits.pt2"),
+        "data": {role: ready(winnow, "dataset", digits / f"{role}.npz") for role in ("selection", "test")},
+        "preprocess": DIGITS_PREPROCESS,
+        "recipe": [{"kind": "prune_winograd", "max_drop_pp": 2.0}],
+    }
+    foreseen = winnow.check(request)
+    (planned,) = foreseen["estimate"]["steps"]
+    assert planned["layers"], planned
+    done = finished(winnow, winnow.submit(request).id, tmp_path)
+    (step,) = done.report["steps"]
+    assert [layer["layer"] for layer in step["details"]["layers"]] == [layer["layer"] for layer in planned["layers"]]
+    for before, after in zip(planned["layers"], step["details"]["layers"], strict=True):
+        assert after["tile"] == before["tile"]
+        assert after["multiplications"] <= after["multiplications_winograd"] == before["multiplications_winograd"]
+        assert after["multiplications"] >= before["multiplications_at_least"]
+    assert step["details"]["multiplications"] < step["details"]["multiplications_direct"]
+    assert any("Nothing was trained" in warning for warning in step["warnings"])
+    check_files(done, digits / "test.npz", DIGITS_PREPROCESS)
+
+
 def test_resnet20_is_pruned_and_verified(winnow: Client, data_folder: Path, tmp_path: Path) -> None:
     data = {}
     for role, source in (("selection", "cifar10_train_25000_39999"), ("test", "cifar10_test_0000_4999")):

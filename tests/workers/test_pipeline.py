@@ -83,6 +83,48 @@ def test_lone_dataset_is_split_and_the_recipe_learns_from_its_part(tmp_path: Pat
         assert layer.weights - layer.nonzeros >= pruned[layer.name]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"training": {"epochs": 1, "batch_size": 32, "domain": "winograd"}},
+        {"training": {"epochs": 1, "batch_size": 32, "domain": "spatial"}},
+        {"training": {"epochs": 1, "batch_size": 32}, "groups": 2, "group_by": "input_channels"},
+        {"groups": 3},
+    ],
+)
+def test_w9_winograd_pruning_is_delivered_and_verified(tmp_path: Path, model: Path, options: dict[str, Any]) -> None:
+    x, y = digits()
+    folder = lay_out_job(
+        tmp_path / "job",
+        model,
+        {"selection": {"x": x[900:], "y": y[900:]}},
+        recipe=[{"kind": "prune_winograd", "select": "rate", "rate": 0.25, "rounds": 2, "max_drop_pp": 5.0, **options}],
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    (step,) = report_of(folder).steps
+    details = step.details
+    (layer,) = details["layers"]
+    assert layer["layer"] == "conv2"
+    assert len(layer["pruned"]) == options.get("groups", 1)
+    assert all(len(group) == 9 for group in layer["pruned"])
+    assert details["rounds"][-1]["ended"] == "kept"
+    assert details["is_trained"] == ("training" in options)
+    assert details["accuracy_after"] >= details["accuracy_before"] - 5.0
+    report = report_of(folder)
+    assert {file.name for file in report.files} == {"model.onnx", "model.pt2"}
+    assert report.after.multiplications == details["multiplications"]
+    again = lay_out_job(
+        tmp_path / "again",
+        folder / "outputs" / "model.pt2",
+        {"selection": {"x": x[900:], "y": y[900:]}},
+        recipe=[{"kind": "finetune", "epochs": 1, "batch_size": 32, "learning_rate": 0.001}],
+        outputs=["pt2"],
+    )
+    outcome, _ = run(again)
+    assert outcome.error is None, outcome.error
+
+
 def test_missed_limit_is_in_the_verdict_and_the_best_result_is_delivered(tmp_path: Path, model: Path) -> None:
     folder = lay_out_job(
         tmp_path / "job",

@@ -3,23 +3,30 @@
 import torch
 from torch import Tensor
 
+from workers.compression.winograd_layers import why_not_winograd
+from workers.models.graph import Layer
+
 SMALLEST_LAYER = 16  # a distribution of fewer weights says nothing
 
 
-def why_not(step_kind: str, weight: Tensor) -> str | None:
+def why_not(step_kind: str, layer: Layer, weight: Tensor) -> str | None:
     """The reason why `step_kind` leaves a layer with this weight alone, or None if it can work on it."""
     if not weight.is_floating_point():
         return f"its weights are {str(weight.dtype).removeprefix('torch.')}, not floating point"
     match step_kind:
         case "prune_weights":
-            return _why_not_prune(weight)
+            return _why_not_prune(layer, weight)
+        case "prune_winograd":
+            return why_not_winograd(layer, weight.dtype)
         case "finetune":
             return None
         case _:
             return f"{step_kind} is not a step that Winnow knows"
 
 
-def _why_not_prune(weight: Tensor) -> str | None:
+def _why_not_prune(layer: Layer, weight: Tensor) -> str | None:
+    if layer.kind == "winograd_conv2d":
+        return "it is a Winograd convolution; what prune_winograd keeps of it is all that it has"
     if weight.numel() < SMALLEST_LAYER:
         return f"it has only {weight.numel()} weights; a threshold needs at least {SMALLEST_LAYER}"
     if float(weight.to(torch.float64).std(unbiased=False)) == 0.0:

@@ -21,6 +21,7 @@ class Probe:
     images: int  # seen until it ended
     lost: int  # right in the network as it was uploaded, wrong now
     gained: int  # wrong then, right now
+    divergence: float = 0.0  # mean over the images seen of KL(network as uploaded || this one), in nats
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ evaluation form learns batch statistics again when the `training` argument of it
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from torch.nn import functional
 
 from jobs.errors import RecipeRefused
-from jobs.recipe import Finetune
+from jobs.recipe import TrainingOptions
 from workers.compression.augment import flip_and_crop
 from workers.datasets.dataset import Indices, Pixels
 from workers.models.graph import ModelGraph, aten, copy_graph, layers, parameter, set_parameter
@@ -67,18 +67,23 @@ class FinetuneResult:
 def finetune(
     graph: ModelGraph,
     images: TrainingImages,
-    step: Finetune,
+    step: TrainingOptions,
     *,
     seed: int,
     teacher: ModelGraph | None,
     evaluate: Callable[[ModelGraph], float] | None,
     on_progress: OnProgress,
+    gradient_scales: Mapping[str, Tensor] | None = None,
 ) -> FinetuneResult:
-    """A trained copy of `graph`. `teacher` gives the outputs to learn without labels; `evaluate` the accuracy in percent."""
+    """A trained copy of `graph`. `teacher` gives the outputs to learn without labels; `evaluate` the accuracy in percent.
+
+    `gradient_scales` multiply the gradients of parameters, by name, element by element.
+    """
     loss = _chosen_loss(step, images, teacher)
     loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step.temperature)
     before = evaluate(graph) if evaluate else None
-    student = _Student(graph, step, learns_statistics=graph.batch_size is None and images.count > 1)
+    learns_statistics = graph.batch_size is None and images.count > 1
+    student = _Student(graph, step, learns_statistics=learns_statistics, scales=gradient_scales or {})
     epochs = tuple(_train(student, images, step, loss_of, seed, on_progress))
     trained = student.as_graph()
     after = evaluate(trained) if evaluate else None
@@ -97,7 +102,9 @@ def finetune(
 class _Student:
     """A copy of a network that can learn, with its optimiser and the zeros that it must keep."""
 
-    def __init__(self, graph: ModelGraph, step: Finetune, *, learns_statistics: bool) -> None:
+    def __init__(
+        self, graph: ModelGraph, step: TrainingOptions, *, learns_statistics: bool, scales: Mapping[str, Tensor]
+    ) -> None:
         self._graph = graph
         self._learning = _in_full_precision(copy_graph(graph))
         self.batch_size = graph.batch_size
@@ -106,13 +113,16 @@ class _Student:
         _end_with_logits(self._learning.module)
         self._weights = [layer.weight for layer in layers(graph)]
         self._masks: list[tuple[Tensor, Tensor]] = []
+        self._scales: list[tuple[Tensor, Tensor]] = []
         decayed: list[Tensor] = []
         others: list[Tensor] = []
         for name, tensor in self._learning.module.named_parameters():
             if not tensor.is_floating_point():
                 continue
             tensor.requires_grad_(True)
-            (decayed if name in self._weights else others).append(tensor)
+            (decayed if tensor.dim() > 1 else others).append(tensor)
+            if name in scales:
+                self._scales.append((tensor, scales[name]))
             if name in self._weights:
                 self._masks.append((tensor, tensor.detach() == 0))
         self._optimizer = torch.optim.SGD(
@@ -134,6 +144,9 @@ class _Student:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+        for weight, scale in self._scales:
+            if weight.grad is not None:
+                weight.grad.mul_(scale)
         for weight, zero in self._masks:
             if weight.grad is not None:
                 weight.grad.masked_fill_(zero, 0.0)
@@ -155,7 +168,7 @@ class _Student:
 def _train(
     student: _Student,
     images: TrainingImages,
-    step: Finetune,
+    step: TrainingOptions,
     loss_of: LossOf,
     seed: int,
     on_progress: OnProgress,
@@ -188,7 +201,7 @@ def _train(
 
 
 def _chosen_loss(
-    step: Finetune, images: TrainingImages, teacher: ModelGraph | None
+    step: TrainingOptions, images: TrainingImages, teacher: ModelGraph | None
 ) -> Literal["labels", "distillation"]:
     loss = step.loss
     if loss == "auto":

@@ -3,7 +3,16 @@
 import torch
 from torch import Tensor, fx, nn
 
-from workers.models.graph import LAYER_OPERATORS, ModelGraph, aten, copy_graph, parameter, set_parameter
+from workers.models.graph import (
+    BIAS,
+    LAYER_OPERATORS,
+    ModelGraph,
+    aten,
+    copy_graph,
+    parameter,
+    set_parameter,
+    winograd_conv2d,
+)
 
 
 def fold_batchnorm(graph: ModelGraph) -> ModelGraph:
@@ -34,7 +43,7 @@ def _can_take(layer: fx.Node, ranks: dict[str, int]) -> bool:
 
 def _fold(graph: ModelGraph, layer: fx.Node, norm: fx.Node) -> None:
     _, gamma, beta, mean, variance, _, _, eps, _ = norm.args
-    weight, bias = _value(graph, layer.args[1]), _value(graph, layer.args[2])
+    weight, bias = _value(graph, layer.args[1]), _value(graph, layer.args[_bias(layer)])
     assert weight is not None
     mean_value, variance_value = _value(graph, mean), _value(graph, variance)
     assert mean_value is not None
@@ -45,7 +54,7 @@ def _fold(graph: ModelGraph, layer: fx.Node, norm: fx.Node) -> None:
 
     weight_name = str(layer.args[1].target) if isinstance(layer.args[1], fx.Node) else ""
     set_parameter(graph, weight_name, (weight.double() * _per_output(scale, layer, weight)).to(weight.dtype))
-    old_bias = layer.args[2]
+    old_bias = layer.args[_bias(layer)]
     if isinstance(old_bias, fx.Node) and _readers(old_bias) == 1:
         set_parameter(graph, str(old_bias.target), shift.to(weight.dtype))
     else:
@@ -59,17 +68,23 @@ def _give_bias(module: fx.GraphModule, layer: fx.Node, weight_name: str, bias: T
     owner, _, leaf = bias_name.rpartition(".")
     module.get_submodule(owner).register_parameter(leaf, nn.Parameter(bias, requires_grad=False))
     with module.graph.inserting_before(layer):
-        layer.update_arg(2, module.graph.get_attr(bias_name))
+        layer.update_arg(_bias(layer), module.graph.get_attr(bias_name))
 
 
 def _per_output(scale: Tensor, layer: fx.Node, weight: Tensor) -> Tensor:
     """`scale` (K,) in a shape that multiplies each output channel's weights."""
+    if layer.target is winograd_conv2d:
+        return scale.reshape(1, -1, 1)  # weights [P, K, C/g]: the transform is linear
     if layer.target is not aten.conv_transpose2d.input:
         return scale.reshape(-1, *[1] * (weight.dim() - 1))
     # (C, K/g, R, S): input channels of group 0 first, and each group has outputs of its own.
     groups = int(str(layer.args[6]))
     of_group = scale.reshape(groups, weight.shape[1])  # (g, K/g)
     return of_group.repeat_interleave(weight.shape[0] // groups, dim=0)[:, :, None, None]
+
+
+def _bias(layer: fx.Node) -> int:
+    return BIAS[LAYER_OPERATORS[layer.target]]
 
 
 def _value(graph: ModelGraph, node: object) -> Tensor | None:

@@ -363,7 +363,7 @@ def _prunable_weights(graph: ModelGraph, step: PruneWeights) -> tuple[dict[Layer
     prunable: dict[Layer, Tensor] = {}
     skipped: dict[str, str] = {}
     for layer, weight in found.items():
-        reason = "the recipe excludes it" if layer.name in step.exclude else why_not("prune_weights", weight)
+        reason = "the recipe excludes it" if layer.name in step.exclude else why_not("prune_weights", layer, weight)
         if reason:
             skipped[layer.name] = reason
         else:

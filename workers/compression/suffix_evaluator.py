@@ -83,7 +83,11 @@ class SuffixEvaluator:
         self._sizes = self._sizes_of_image(graph.batch_size or 1)
         self._batch_size = graph.batch_size or _batch_size(self._sizes)
         self._batches = self._in_order_of_fragility(fill_up=graph.batch_size is not None)
-        self._uploaded = [_verdicts(self._scores(batch), batch) for batch in self._batches]
+        scores = [self._scores(batch) for batch in self._batches]
+        self._uploaded = [_verdicts(of_batch, batch) for of_batch, batch in zip(scores, self._batches, strict=True)]
+        self._uploaded_log = [
+            _log_softmax(of_batch, batch) for of_batch, batch in zip(scores, self._batches, strict=True)
+        ]
 
         self._store = ActivationStore(cache_mib * 2**20)
         starts_bytes = self._batch_size * sum(self._sizes.value_bytes[number] for number in self._starts)
@@ -103,8 +107,11 @@ class SuffixEvaluator:
         suffix = self._suffixes[layer.weight]
         candidate = dict.fromkeys(suffix.weight_numbers, _channels_last(weight))
         correct = seen = lost = gained = 0
-        for batch, before in zip(self._batches, self._uploaded, strict=True):
-            verdicts = _verdicts(self._scores_with(batch, suffix, candidate), batch)
+        divergence = 0.0
+        for batch, before, log_before in zip(self._batches, self._uploaded, self._uploaded_log, strict=True):
+            scores = self._scores_with(batch, suffix, candidate)
+            verdicts = _verdicts(scores, batch)
+            divergence += float((log_before.exp() * (log_before - _log_softmax(scores, batch))).sum())
             correct += int(verdicts.sum())
             lost += int((before & ~verdicts).sum())
             gained += int((verdicts & ~before).sum())
@@ -114,7 +121,7 @@ class SuffixEvaluator:
         self._probes += 1
         self._seen += seen
         self._ended_early += seen < self.images
-        return Probe(correct + self.images - seen, seen == self.images, seen, lost, gained)
+        return Probe(correct + self.images - seen, seen == self.images, seen, lost, gained, divergence / seen)
 
     def expect(self, layer: Layer) -> None:
         self._store.focus_on(self._suffixes[layer.weight].frontier)
@@ -228,6 +235,11 @@ def _verdicts(scores: Tensor, batch: _Batch) -> Verdicts:
     """(images,) whether the class with the highest score is the right one."""
     verdicts: Verdicts = (scores.argmax(dim=1)[: batch.images] == batch.targets).numpy()
     return verdicts
+
+
+def _log_softmax(scores: Tensor, batch: _Batch) -> Tensor:
+    """(images, classes), in single precision."""
+    return scores[: batch.images].float().log_softmax(dim=1)
 
 
 def _margins(scores: Tensor, batch: _Batch) -> Tensor:

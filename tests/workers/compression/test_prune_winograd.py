@@ -1,0 +1,434 @@
+"""Method W as a step, claim element by claim element (docs/methods.md)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import winograd
+from jobs.errors import RecipeRefused
+from jobs.recipe import PruneWinograd
+from jobs.tiles import best_tile, tiles_of
+from tests.workers.networks import graph_of
+from workers.compression.evaluator import Probe, ProbingCost
+from workers.compression.prune_winograd import Surroundings, WinogradResult, prune_winograd
+from workers.compression.winograd_layers import Mask, to_winograd, transformed, without_pruned
+from workers.compression.winograd_moments import compensated, measure_moments
+from workers.compression.winograd_positions import leaves_all_outputs, prune_below, prune_lowest
+from workers.compression.winograd_scores import input_gains, output_gains, score
+from workers.models.graph import Layer, ModelGraph, layers, parameter, set_parameter
+
+
+class Mixed(nn.Module):
+    """Two layers that W can work on, and one of each kind that it can't."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(4, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 8, 3, padding=1)
+        self.strided = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+        self.dilated = nn.Conv2d(8, 8, 3, padding=2, dilation=2)
+        self.pointwise = nn.Conv2d(8, 8, 1)
+        self.large = nn.Conv2d(8, 8, 5, padding=2)
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.first(image)))
+        x = torch.relu(self.second(x) + x)
+        x = torch.relu(self.large(self.pointwise(self.dilated(self.strided(x)))))
+        result: Tensor = self.fc(torch.relu(self.depthwise(x)).mean((2, 3)))
+        return result
+
+
+@pytest.fixture(scope="module")
+def images() -> Tensor:
+    return torch.randn(24, 4, 10, 9, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def network(images: Tensor) -> ModelGraph:
+    torch.manual_seed(3)
+    module = Mixed()
+    module.train()
+    module(images)  # statistics of batch normalisation that fit
+    return graph_of(module.eval(), images[:1])
+
+
+class Judge:
+    """Counts the images whose class is still that of the uploaded network."""
+
+    def __init__(self, network: ModelGraph, images: Tensor) -> None:
+        self._images = images
+        self._classes = self.classes(network)
+
+    @torch.inference_mode()
+    def classes(self, network: ModelGraph) -> Tensor:
+        return network(self._images)[0].argmax(1)
+
+    def percent(self, network: ModelGraph) -> float:
+        return 100 * float((self.classes(network) == self._classes).double().mean())
+
+    def evaluator_of(self, network: ModelGraph) -> "WholePasses":
+        return WholePasses(self, network, len(self._images))
+
+
+class WholePasses:
+    """An `Evaluator` without any cleverness."""
+
+    def __init__(self, judge: Judge, network: ModelGraph, images: int) -> None:
+        self._judge = judge
+        self._network = network
+        self.images = images
+
+    @property
+    def correct(self) -> int:
+        return round(self._judge.percent(self._network) * self.images / 100)
+
+    def probe(self, layer: Layer, weight: Tensor, *, at_least: int) -> Probe:
+        before = parameter(self._network, layer.weight).detach().clone()
+        with torch.inference_mode():
+            scores_before = self._network(self._judge._images)[0].log_softmax(1)
+            set_parameter(self._network, layer.weight, weight)
+            correct = self.correct
+            scores = self._network(self._judge._images)[0].log_softmax(1)
+        set_parameter(self._network, layer.weight, before)
+        divergence = float((scores_before.exp() * (scores_before - scores)).sum(1).mean())
+        return Probe(correct, True, self.images, 0, 0, divergence)
+
+    def expect(self, layer: Layer) -> None:
+        pass
+
+    def accept(self, layer: Layer, weight: Tensor) -> None:
+        raise AssertionError("the step judges whole networks, it accepts nothing here")
+
+    def cost(self) -> ProbingCost:
+        raise AssertionError("nobody asks")
+
+
+def run(
+    network: ModelGraph, images: Tensor, *, train: Callable[[ModelGraph, int], ModelGraph] | None = None, **options: Any
+) -> WinogradResult:
+    judge = Judge(network, images)
+    surroundings = Surroundings(
+        measure=lambda graph, names: measure_moments(graph, names, images.split(8)),
+        evaluator_of=judge.evaluator_of,
+        evaluate=judge.percent,
+        train=train,
+        seed=0,
+    )
+    step = PruneWinograd.model_validate({"kind": "prune_winograd", "max_drop_pp": 100, **options})
+    return prune_winograd(network, step, surroundings, lambda *_: None)
+
+
+def outputs(network: ModelGraph, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return network(images)[0]
+
+
+def test_w1_eligible_layers_are_found_and_the_others_are_listed_with_the_reason(
+    network: ModelGraph, images: Tensor
+) -> None:
+    result = run(network, images, select="count", count=0)
+    assert [layer.layer for layer in result.layers] == ["first", "second"]
+    assert "stride is 2x2" in result.skipped["strided"]
+    assert "dilation is 2x2" in result.skipped["dilated"]
+    assert "filters are 1x1" in result.skipped["pointwise"]
+    assert "filters are 5x5" in result.skipped["large"]
+    assert "one channel" in result.skipped["depthwise"]
+    assert "linear" in result.skipped["fc"]
+
+
+def test_w2_the_index_is_one_of_t_by_t_locations_each_with_a_score(network: ModelGraph, images: Tensor) -> None:
+    result = run(network, images, select="count", count=3, tile=4, rounds=1)
+    for layer in result.layers:
+        assert layer.positions == 36
+        assert len(layer.scores[0]) == 36
+        (pruned,) = layer.pruned
+        assert len(pruned) == 3
+        assert set(pruned) == set(np.argsort(layer.scores[0], kind="stable")[:3].tolist())
+
+
+@pytest.mark.parametrize("tile", [2, 4, 6])
+def test_w3_positions_are_pruned_in_all_kernels_and_no_other_is(network: ModelGraph, images: Tensor, tile: int) -> None:
+    converted = to_winograd(network, {"second": tile})
+    weights = parameter(converted, "second.weight").detach()
+    mask = prune_lowest(
+        Mask.whole(tile, 1, "output_channels"), score("rms", weights, tile)[None], tile, count=(tile + 2) ** 2 // 3
+    )
+    masked = mask.apply(weights)
+    for position in range((tile + 2) ** 2):
+        assert bool((masked[position] == 0).all()) == (position in mask.pruned()[0])
+    kept = mask.positions()[0]
+    assert torch.equal(masked[kept], weights[kept])
+
+
+def test_w4_scores_are_what_loops_over_all_kernels_give() -> None:
+    weights = torch.randn(16, 3, 2, generator=torch.Generator().manual_seed(0))
+    u = weights.numpy().astype(np.float64)
+    small = 0.1 * np.sqrt((u**2).mean())
+    alpha, beta = output_gains(2).numpy(), input_gains(2).numpy()
+    energy = np.abs(np.random.default_rng(0).normal(size=(16, 3, 2)))
+    for position in range(16):
+        values = [u[position, k, c] for k in range(3) for c in range(2)]
+        expected = {
+            "mean_abs": sum(abs(v) for v in values) / 6,
+            "rms": (sum(v * v for v in values) / 6) ** 0.5,
+            "max_abs": max(abs(v) for v in values),
+            "small_frac": -sum(abs(v) < small for v in values) / 6,
+            "energy_white": alpha[position] * beta[position] * sum(v * v for v in values),
+        }
+        for name, value in expected.items():
+            assert float(score(name, weights, 2)[position]) == pytest.approx(value), name  # type: ignore[arg-type]
+        loops = sum(u[position, k, c] ** 2 * energy[position, k, c] for k in range(3) for c in range(2))
+        found = score("energy", weights, 2, torch.from_numpy(energy))[position]
+        assert float(found) == pytest.approx(alpha[position] * loops)
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_w4_energy_foretells_the_error_of_the_output(network: ModelGraph, images: Tensor, tile: int) -> None:
+    """Whole tiles only, so that nothing is cut off, and one channel, because it takes channels to be uncorrelated."""
+    cut = images[:, :, :8, :8]
+    converted = to_winograd(network, {"first": tile})
+    moments = measure_moments(converted, ["first"], [cut])["first"]
+    weights = parameter(converted, "first.weight").detach().clone()
+    weights[:, :, 1:] = 0
+    energies = score("energy", weights, tile, moments.energy_of(weights))
+    positions = list(range((tile + 2) ** 2))
+    whole = winograd.conv2d(cut, weights, positions, tile, 1)
+    for position in (0, 5, (tile + 2) ** 2 - 1):
+        without = weights.clone()
+        without[position] = 0
+        lost = (winograd.conv2d(cut, without, positions, tile, 1) - whole).double().square().sum()
+        tiles = len(cut) * tiles_of(tile, (8, 8))
+        assert float(lost) / tiles == pytest.approx(float(energies[position]), rel=1e-3)
+
+
+def test_w2_to_w5_published_vector() -> None:
+    """METHODS C.1: two planes, m = 2."""
+    planes = torch.tensor(
+        [
+            [[0.9, 0.1, 0.2, 0.8], [0.05, 0.6, 0.5, 0.1], [0.1, 0.4, 0.7, 0.02], [0.7, 0.1, 0.1, 0.9]],
+            [[-0.8, 0.2, -0.1, 0.6], [0.03, -0.5, 0.6, -0.2], [0.2, -0.3, 0.8, 0.04], [0.5, -0.2, 0.1, -1.0]],
+        ]
+    )
+    weights = planes.reshape(2, 16).T.reshape(16, 2, 1)
+    scores = score("mean_abs", weights, 2)[None]
+    expected = [0.85, 0.15, 0.15, 0.7, 0.04, 0.55, 0.55, 0.15, 0.15, 0.35, 0.75, 0.03, 0.6, 0.15, 0.1, 0.95]
+    assert scores[0].tolist() == pytest.approx(expected)
+    whole = Mask.whole(2, 1, "output_channels")
+    assert prune_lowest(whole, scores, 2, count=3).pruned() == [[4, 11, 14]]
+    assert prune_below(whole, scores, 2, threshold=0.05, at_most=8).pruned() == [[4, 11]]
+
+
+def test_w5_the_lower_the_threshold_the_fewer_positions_are_pruned() -> None:
+    scores = torch.rand(1, 36, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    whole = Mask.whole(4, 1, "output_channels")
+    before: set[int] = set()
+    for threshold in (0.0, 0.1, 0.2, 0.3):
+        mask = prune_below(whole, scores, 4, threshold=threshold, at_most=18)
+        pruned = set(mask.pruned()[0])
+        assert pruned == {p for p in range(36) if scores[0, p] < threshold}
+        assert before <= pruned
+        before = pruned
+
+
+def test_w5_step_prunes_positions_below_a_multiple_of_the_mean_score(network: ModelGraph, images: Tensor) -> None:
+    result = run(network, images, select="threshold", threshold=0.8, score="mean_abs", tile=2, rounds=1)
+    for layer in result.layers:
+        scores = np.array(layer.scores[0])
+        assert 0 < len(layer.pruned[0]) < 8
+        assert layer.pruned[0] == np.flatnonzero(scores < 0.8 * scores.mean()).tolist()
+
+
+@pytest.mark.parametrize("options", [{"tile": 2}, {"tile": 4}, {"tile": 6}, {"groups": 2}, {"groups": 4}])
+@pytest.mark.parametrize("group_by", ["output_channels", "input_channels"])
+def test_w6_network_without_pruned_positions_is_the_network_with_zeros_there(
+    network: ModelGraph, images: Tensor, options: dict[str, int], group_by: str
+) -> None:
+    tile = options.get("tile", 4)
+    converted = to_winograd(network, {"first": tile, "second": tile})
+    masks = {}
+    for seed, name in enumerate(("first", "second")):
+        whole = Mask.whole(tile, options.get("groups", 1), group_by)  # type: ignore[arg-type]
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.rand(whole.kept.shape, generator=generator, dtype=torch.float64)
+        masks[name] = prune_lowest(whole, scores, tile, count=(tile + 2) ** 2 // 3)
+        set_parameter(converted, f"{name}.weight", masks[name].apply(parameter(converted, f"{name}.weight").detach()))
+    expected = outputs(converted, images)
+    found = outputs(without_pruned(converted, masks), images)
+    assert float((found - expected).abs().max()) < 1e-4 * float(expected.abs().max())
+
+
+@pytest.mark.parametrize(("tile", "tolerance"), [(2, 1e-5), (4, 1e-4), (6, 1e-3)])
+def test_w7_without_pruning_the_network_gives_what_it_gave(
+    network: ModelGraph, images: Tensor, tile: int, tolerance: float
+) -> None:
+    result = run(network, images, select="count", count=0, tile=tile)
+    before = outputs(network, images)
+    assert float((outputs(result.graph, images) - before).abs().max()) < tolerance * float(before.abs().max())
+    assert result.accuracy_after == 100
+
+
+def test_w8_executed_multiplications_are_those_of_the_formula(network: ModelGraph, images: Tensor) -> None:
+    result = run(network, images, select="rate", rate=1 / 3, tile=4, rounds=1)
+    one = images[:1]
+    with torch.inference_mode(), winograd.count_operations() as counted:
+        result.graph(one)
+    assert counted.gemms == 2 * 24
+    tiles = tiles_of(4, (10, 9))
+    assert tiles == 9
+    assert counted.multiplications == tiles * 24 * (8 * 4 + 8 * 8)
+    assert counted.multiplications == sum(layer.multiplications for layer in result.layers)
+    assert all(layer.multiplications_winograd == layer.multiplications * 36 // 24 for layer in result.layers)
+    assert [layer.multiplications_direct for layer in result.layers] == [90 * 9 * 32, 90 * 9 * 64]
+    others = result.multiplications_direct - sum(layer.multiplications_direct for layer in result.layers)
+    assert result.multiplications == others + counted.multiplications
+
+
+def test_w9_training_sees_the_network_without_the_pruned_weights(network: ModelGraph, images: Tensor) -> None:
+    seen = []
+
+    def train(graph: ModelGraph, number: int) -> ModelGraph:
+        seen.append({layer.name: layer.weight_shape[0] for layer in layers(graph)})
+        for layer in layers(graph):
+            set_parameter(graph, layer.weight, parameter(graph, layer.weight).detach() * 1.01)
+        return graph
+
+    result = run(network, images, train=train, training={}, select="count", count=12, tile=4, rounds=3)
+    assert [kept["second"] for kept in seen] == [32, 28, 24]
+    assert result.is_trained
+    for layer in layers(result.graph):
+        if layer.kind == "winograd_conv2d":
+            assert layer.weight_shape[0] == 24
+
+
+def test_w10_groups_of_kernels_have_positions_of_their_own(network: ModelGraph, images: Tensor) -> None:
+    result = run(network, images, select="count", count=4, tile=2, groups=2, score="max_abs", rounds=1)
+    assert all(len(layer.pruned) == 2 for layer in result.layers)
+    assert all(len(group) == 4 for layer in result.layers for group in layer.pruned)
+    assert any(layer.pruned[0] != layer.pruned[1] for layer in result.layers)
+    second = next(layer for layer in layers(result.graph) if layer.name == "second")
+    assert len(second.positions) == 24
+    assert "can't be divided" in run(network, images, groups=8, group_by="input_channels").skipped["first"]
+
+
+def test_w11_a_round_that_costs_too_much_is_taken_back_bit_for_bit(network: ModelGraph, images: Tensor) -> None:
+    accepted: list[Tensor] = []
+
+    def train(graph: ModelGraph, number: int) -> ModelGraph:
+        scale = 1.0 if number == 1 else -3.0  # from the second round on, training ruins the network
+        for layer in layers(graph):
+            set_parameter(graph, layer.weight, parameter(graph, layer.weight).detach() * scale)
+        if number == 1:
+            accepted.append(parameter(graph, "second.weight").detach().clone())
+        return graph
+
+    result = run(
+        network, images, train=train, training={}, select="count", count=8, tile=2, rounds=4, max_drop_pp=60,
+        compensate=False,
+    )  # fmt: skip
+    assert [done.ended for done in result.rounds] == ["kept", "taken_back", "taken_back"]
+    assert result.ended_because == "accuracy_fell"
+    assert torch.equal(parameter(result.graph, "second.weight").detach(), accepted[0])
+    assert result.accuracy_after >= result.accuracy_before - 60
+    assert [layer.pruned[0] != [] for layer in result.layers] == [True, True]
+
+
+def test_w11_without_training_pruning_goes_as_far_as_accuracy_allows(network: ModelGraph, images: Tensor) -> None:
+    result = run(network, images, max_drop_pp=10, score="energy", rounds=5)
+    assert result.accuracy_after >= 90
+    assert any(done.ended == "kept" for done in result.rounds) or result.ended_because == "accuracy_fell"
+    assert any("Nothing was trained" in warning for warning in result.warnings)
+    assert result.allocation is not None
+    assert result.multiplications < result.multiplications_direct
+
+
+def test_w12_layers_are_pruned_at_their_own_rates(network: ModelGraph, images: Tensor) -> None:
+    result = run(network, images, select="rate", rate=0.25, rates={"second": 0.5}, tile=2, rounds=2)
+    assert {layer.layer: len(layer.pruned[0]) for layer in result.layers} == {"first": 4, "second": 8}
+    with pytest.raises(RecipeRefused, match="no layer called 'third'"):
+        run(network, images, rates={"third": 0.5})
+
+
+@pytest.mark.parametrize("tile", [2, 4, 6])
+def test_no_output_is_left_without_positions(tile: int) -> None:
+    whole = Mask.whole(tile, 1, "output_channels")
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        scores = torch.rand(whole.kept.shape, generator=generator, dtype=torch.float64)
+        mask = prune_lowest(whole, scores, tile, count=(tile + 2) ** 2)
+        assert mask.kept.any()
+        assert leaves_all_outputs(mask.kept[0], tile)
+        assert not any(
+            leaves_all_outputs(mask.kept[0] & (torch.arange((tile + 2) ** 2) != p), tile) for p in mask.positions()[0]
+        )
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_fitted_weights_lose_less_of_the_output_than_weights_left_as_they_were(
+    network: ModelGraph, images: Tensor, groups: int
+) -> None:
+    cut = images[:, :, :8, :8]
+    converted = to_winograd(network, {"first": 4})
+    moments = measure_moments(converted, ["first"], [cut])["first"]
+    weights = parameter(converted, "first.weight").detach()
+    whole_mask = Mask.whole(4, groups, "output_channels")
+    chunks = zip(whole_mask.chunks(weights), whole_mask.chunks(moments.energy_of(weights)), strict=True)
+    scores = torch.stack([score("energy", u, 4, e) for u, e in chunks])
+    mask = prune_lowest(whole_mask, scores, 4, count=12)
+    fitted, error = compensated(weights, mask, moments)
+    assert torch.equal(fitted != 0, mask.apply(torch.ones_like(weights)) != 0)
+    positions = list(range(36))
+    target = winograd.conv2d(cut, weights, positions, 4, 1).double()
+
+    def lost(candidate: Tensor) -> float:
+        return float((winograd.conv2d(cut, candidate, positions, 4, 1).double() - target).square().sum())
+
+    assert lost(fitted) < 0.8 * lost(mask.apply(weights))
+    assert lost(fitted) / float(target.square().sum()) == pytest.approx(error, rel=1e-3)
+    nudged = fitted + 1e-2 * mask.apply(torch.randn(weights.shape, generator=torch.Generator().manual_seed(0)))
+    assert lost(fitted) < lost(nudged)
+
+
+def test_tile_with_the_fewest_multiplications_is_chosen() -> None:
+    assert [best_tile(sides) for sides in ((32, 32), (8, 8), (56, 56), (7, 7), (2, 2))] == [4, 4, 6, 4, 2]
+
+
+def test_allocation_gives_up_most_where_it_moves_the_scores_least(network: ModelGraph, images: Tensor) -> None:
+    result = run(network, images, rounds=1)
+    allocation = result.allocation
+    assert allocation is not None
+    cost = [one.divergence / one.saved for one in allocation.increments]
+    assert cost == sorted(cost)
+    nothing, predicted = allocation.counts(0.0)
+    assert set(nothing.values()) == {0}
+    assert predicted == 0
+    everything, _ = allocation.counts(1.0)
+    assert everything == {"first": 32, "second": 32}
+
+
+def test_the_target_ends_the_step(network: ModelGraph, images: Tensor) -> None:
+    result = run(
+        network,
+        images,
+        select="rate",
+        rate=0.5,
+        tile=4,
+        rounds=6,
+        target_reduction=1.2,
+        training={},
+        train=lambda graph, _: graph,
+    )
+    assert result.ended_because == "target_reduction"
+    assert result.multiplications_direct >= 1.2 * result.multiplications
+
+
+def test_filters_are_transformed_in_double_precision() -> None:
+    filters = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    exact = winograd.transform_filters(filters.double(), list(range(36)), 4)
+    assert torch.equal(transformed(filters, 4), exact.float())

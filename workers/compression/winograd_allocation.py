@@ -1,0 +1,126 @@
+"""How many positions each layer gives up, so that what is spent saves the most multiplications (ours, beyond the claims).
+
+Each layer is probed alone at a ladder of numbers of pruned positions; everything else stays as it is. Right answers are whole
+images, of which a single layer costs few or none, and together many. So layers are compared by how far the scores move (the
+divergence of the classes' probabilities), which adds up where changes are small: steps up the ladders are taken in the order
+of their divergence for each multiplication saved. How far to go along that order is for measured accuracy to say.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor
+
+from workers.compression.evaluator import Evaluator
+from workers.compression.winograd_layers import Mask
+from workers.models.graph import Layer
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One layer with some positions pruned, all other layers untouched."""
+
+    layer: str
+    count: int  # positions of each group
+    divergence: float  # nats an image
+    drop_pp: float
+    saved: float  # multiplications of one image
+
+
+@dataclass(frozen=True)
+class Increment:
+    """A step up one layer's ladder, to `count` pruned positions."""
+
+    layer: str
+    count: int
+    divergence: float  # in addition to the step before
+    drop_pp: float  # the same
+    saved: float
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """All that was probed, and the order in which positions are given up."""
+
+    images: int
+    sensitivities: tuple[Sensitivity, ...]
+    increments: tuple[Increment, ...]
+
+    def counts(self, share: float) -> tuple[dict[str, int], float]:
+        """Positions to prune by layer, and the predicted drop in percentage points, after a share of all that can be saved.
+
+        What is predicted is the sum of what each layer cost alone.
+        """
+        counts = {one.layer: 0 for one in self.sensitivities}
+        wanted = share * sum(one.saved for one in self.increments)
+        saved = predicted = 0.0
+        for one in self.increments:
+            if saved + 0.5 * one.saved > wanted:
+                break
+            counts[one.layer] = one.count
+            saved, predicted = saved + one.saved, predicted + one.drop_pp
+        return counts, predicted
+
+    def as_details(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "images": self.images,
+            "sensitivities": [asdict(one) for one in self.sensitivities],
+            "order": [{"layer": one.layer, "count": one.count} for one in self.increments],
+        }
+
+
+def allocate(
+    found: Mapping[str, Layer],
+    *,
+    ladder: Callable[[str], list[Mask]],
+    weights_of: Callable[[str, Mask], Tensor],
+    saved_by: Callable[[str, Mask], float],
+    evaluator: Evaluator,
+    on_progress: Callable[[float, str], None],
+) -> Allocation:
+    """Probe every layer at every rung of its ladder, and order the rungs of all layers."""
+    sensitivities: list[Sensitivity] = []
+    increments: list[Increment] = []
+    for number, (name, layer) in enumerate(found.items()):
+        evaluator.expect(layer)
+        on_progress(number / len(found), f"Probing {name}")
+        of_layer = []
+        for mask in ladder(name):
+            probe = evaluator.probe(layer, weights_of(name, mask), at_least=0)
+            drop_pp = 100.0 * (evaluator.correct - probe.correct) / evaluator.images
+            count = int((~mask.kept).sum(1).max())
+            of_layer.append(Sensitivity(name, count, probe.divergence, drop_pp, saved_by(name, mask)))
+        sensitivities += of_layer
+        increments += _convex(of_layer)
+    ordered = sorted(enumerate(increments), key=lambda item: (item[1].divergence / item[1].saved, item[0]))
+    return Allocation(evaluator.images, tuple(sensitivities), tuple(one for _, one in ordered))
+
+
+def _convex(rungs: list[Sensitivity]) -> list[Increment]:
+    """The rungs on the lower convex hull of (saved, divergence), so that each step costs more than the one before it."""
+    if not rungs:
+        return []
+    hull = [Sensitivity(rungs[0].layer, 0, 0.0, 0.0, 0.0)]
+    for rung in rungs:
+        if rung.saved <= hull[-1].saved:
+            continue
+        while len(hull) > 1 and _slope(hull[-2], rung) <= _slope(hull[-2], hull[-1]):
+            hull.pop()
+        hull.append(rung)
+    return [
+        Increment(
+            after.layer,
+            after.count,
+            max(0.0, after.divergence - before.divergence),
+            after.drop_pp - before.drop_pp,
+            after.saved - before.saved,
+        )
+        for before, after in pairwise(hull)
+    ]
+
+
+def _slope(before: Sensitivity, after: Sensitivity) -> float:
+    return (after.divergence - before.divergence) / (after.saved - before.saved)

@@ -1,0 +1,106 @@
+"""Training a network without its pruned positions (W-9): they aren't there, so nothing can bring them back."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor, fx, nn
+
+import winograd
+from jobs.recipe import WinogradTraining
+from workers.compression.finetune import OnProgress, TrainingImages, finetune
+from workers.compression.winograd_scores import filter_gains
+from workers.models.graph import Layer, ModelGraph, copy_graph, layers, parameter, set_parameter
+
+FILTERS = "_filters"  # after the name of a layer's weights: the 3x3 filters that they are made from
+
+
+@dataclass
+class Trainer:
+    """Trains networks of pruned Winograd convolutions, from labels or from the outputs of `teacher`."""
+
+    images: TrainingImages
+    options: WinogradTraining
+    seed: int
+    teacher: ModelGraph
+    on_progress: OnProgress
+    filters: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # spatial domain: [K, C/g, 3, 3] as trained last, by weight
+
+    def __call__(self, graph: ModelGraph, number: int) -> ModelGraph:
+        """A trained copy of `graph`; `number` is that of the round, for a seed of its own."""
+        if self.options.domain == "winograd":
+            return self._finetuned(graph, number, _scales(graph))
+        return self._trained_in_space(graph, number)
+
+    def _trained_in_space(self, graph: ModelGraph, number: int) -> ModelGraph:
+        pruned = [layer for layer in layers(graph) if layer.kind == "winograd_conv2d"]
+        filters = {
+            layer.weight: self.filters.get(layer.weight, parameter(self.teacher, layer.weight).detach())
+            for layer in pruned
+        }
+        trained = self._finetuned(_with_filters(graph, pruned, filters), number, {})
+        self.filters = {weight: parameter(trained, weight + FILTERS).detach() for weight in filters}
+        result = copy_graph(graph)
+        for name, _ in (*graph.module.named_parameters(), *graph.module.named_buffers()):
+            if name not in filters:
+                set_parameter(result, name, parameter(trained, name).detach())
+        for layer in pruned:
+            set_parameter(result, layer.weight, _transform_of(layer)(self.filters[layer.weight]))
+        return result
+
+    def _finetuned(self, graph: ModelGraph, number: int, scales: Mapping[str, Tensor]) -> ModelGraph:
+        # Whether the round is kept is for the search to judge, so nothing is evaluated here.
+        result = finetune(
+            graph, self.images, self.options, seed=self.seed + number, teacher=self.teacher, evaluate=None,
+            on_progress=self.on_progress, gradient_scales=scales,
+        )  # fmt: skip
+        return result.graph
+
+
+def _scales(graph: ModelGraph) -> dict[str, Tensor]:
+    """For each Winograd weight [P, K, C/g], what its gradient is multiplied by at each position of each filter."""
+    scales = {}
+    for layer in layers(graph):
+        if layer.kind != "winograd_conv2d":
+            continue
+        assert layer.m is not None
+        kept, filters, _ = layer.weight_shape
+        of_positions = filter_gains(layer.m)[list(layer.positions)].reshape(-1, kept)  # (groups, P)
+        of_filters = of_positions.repeat_interleave(filters // len(of_positions), dim=0)  # (K, P)
+        scales[layer.weight] = of_filters.T[:, :, None].float()
+    return scales
+
+
+def _transform_of(layer: Layer) -> Callable[[Tensor], Tensor]:
+    """Filters [K, C/g, 3, 3] to the layer's weights [P, K, C/g]."""
+    assert layer.m is not None
+    m, positions = layer.m, list(layer.positions)
+    groups = len(positions) // layer.weight_shape[0]
+
+    def transform(filters: Tensor) -> Tensor:
+        return winograd.transform_filters(filters, positions, m, kernel_groups=groups)
+
+    return transform
+
+
+def _with_filters(graph: ModelGraph, pruned: list[Layer], filters: Mapping[str, Tensor]) -> ModelGraph:
+    """A copy whose Winograd weights are made anew from 3x3 filters in every pass. It is for training only."""
+    made = copy_graph(graph)
+    for layer in pruned:
+        owner, _, leaf = layer.weight.rpartition(".")
+        parent = made.module.get_submodule(owner)
+        parent.register_parameter(leaf + FILTERS, nn.Parameter(filters[layer.weight].clone(), requires_grad=False))
+        transform = _transform_of(layer)
+        for node in [n for n in made.module.graph.nodes if n.op == "get_attr" and n.target == layer.weight]:
+            _replace_by_transformed(node, layer.weight + FILTERS, transform)
+        del parent._parameters[leaf]
+    made.module.recompile()
+    return made
+
+
+def _replace_by_transformed(node: fx.Node, filters: str, transform: Callable[[Tensor], Tensor]) -> None:
+    with node.graph.inserting_before(node):
+        weights = node.graph.call_function(transform, (node.graph.get_attr(filters),))
+    node.replace_all_uses_with(weights)
+    node.graph.erase_node(node)
