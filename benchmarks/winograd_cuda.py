@@ -104,9 +104,8 @@ class Layer:
         x = self.x.to(dtype).contiguous(memory_format=memory_format)
         filters = self.filters.shape[0]
         packed = reference.transform_filters(self.filters, positions, m).to(dtype).flatten()
-        return lambda: torch.ops.winograd.conv2d_packed(
-            x, packed, filters, list(positions), 1, m, list(self.padding), groups=self.groups
-        )
+        kept = torch.tensor([list(positions)], dtype=torch.int32)
+        return lambda: torch.ops.winograd.conv2d_packed(x, packed, kept, filters, m, *self.padding, groups=self.groups)
 
     def exact(self, m: int, positions: Sequence[int]) -> Tensor:
         """The float64 result with these positions, by plain torch."""

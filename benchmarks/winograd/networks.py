@@ -51,26 +51,25 @@ class Selected(nn.Module):
 
     def __init__(self, replaced: Convolution, variant: str, m: int, blocking: Sequence[int]) -> None:
         super().__init__()
-        from winograd.reference import transform_filters
+        import winograd
 
         assert replaced.conv.bias is not None
-        weight, operators = replaced.conv.weight.detach(), torch.ops.winograd
+        weight = replaced.conv.weight.detach()
         positions = list(range((m + 2) ** 2))
-        self.positions = torch.tensor([positions], dtype=torch.int32)
-        self.m, self.blocking, self.filters = m, tuple(blocking) or (0, 0, -1), weight.shape[0]
-        self.activation = "relu" if replaced.relu else "none"
         if variant == "filters":
-            packed = operators.pack_filters(weight, positions, m)
+            self.packed = winograd.pack_filters(weight, positions, m)
         else:
-            packed = operators.pack_weights(transform_filters(weight, positions, m), positions, m)
-        self.convolve = operators.conv2d_packed_filters if variant == "filters" else operators.conv2d_packed
-        self.register_buffer("packed", packed)
+            self.packed = winograd.pack_weights(winograd.transform_filters(weight, positions, m), positions, m)
+        self.blocking = tuple(blocking)
+        self.activation = "relu" if replaced.relu else "none"
         self.register_buffer("bias", replaced.conv.bias.detach())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        sizes = self.positions, self.filters, self.m, 1, 1
-        output: Tensor = self.convolve(x, self.packed, *sizes, self.bias, residual, self.activation, 1, *self.blocking)
-        return output
+        import winograd
+
+        return winograd.conv2d_packed(
+            x, self.packed, 1, bias=self.bias, residual=residual, activation=self.activation, blocking=self.blocking
+        )
 
 
 class Block(nn.Module):
