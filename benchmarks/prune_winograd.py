@@ -107,7 +107,9 @@ class _Bench:
     def _run(self, step: PruneWinograd) -> WinogradResult:
         train = None
         if step.training is not None:
-            train = Trainer(self._training_images(), step.training, self._options.seed, self._graph, lambda *_: None)
+            train = Trainer(
+                self._training_images(), step.training, self._options.seed, self._graph, self._graph, lambda *_: None
+            )
         x, y = self._selection
         examples = Examples(lambda wanted: x[wanted], self._transform, y)
         surroundings = Surroundings(

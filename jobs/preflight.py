@@ -422,14 +422,15 @@ def _winograd_savings(layer: LayerInfo, step: PruneWinograd) -> dict[str, Any]:
     tile = best_tile(sides) if step.tile == "auto" else step.tile
     positions = (tile + 2) ** 2
     whole = tiles_of(tile, sides) * positions * layer.weight_shape[0] * layer.weight_shape[1]
-    kept = 1 - min(step.max_rate, step.rates.get(layer.name, step.max_rate))
+    own_rate = step.rates.get(layer.name)
+    pruned = int(step.max_rate * positions) if own_rate is None else round(own_rate * positions)
     return {
         "layer": layer.name,
         "tile": tile,
         "positions": positions,
         "multiplications_direct": layer.macs,
         "multiplications_winograd": whole,
-        "multiplications_at_least": round(whole * kept),
+        "multiplications_at_least": whole // positions * (positions - pruned),
     }
 
 

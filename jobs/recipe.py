@@ -241,6 +241,11 @@ class PruneWinograd(Schema):
                 raise ValueError(f"select is {name!r}, so {name} must be given")
             if self.select != name and getattr(self, name) is not None:
                 raise ValueError(f"{name} is given, but select is {self.select!r}")
+        if self.rate is not None and self.rate > self.max_rate:
+            raise ValueError("rate must not be above max_rate")
+        spatial = self.training is not None and self.training.domain == "spatial"
+        if spatial and self.groups > 1 and self.group_by == "input_channels":
+            raise ValueError("groups of input channels can only be trained in the domain winograd")
         return self
 
 

@@ -199,7 +199,7 @@ def _prune_weights(step: PruneWeights, graph: ModelGraph, bench: Bench, on_progr
 def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_progress: StepProgress) -> _StepResult:
     train = None
     if step.training is not None:
-        train = Trainer(bench.training_images(), step.training, bench.job.seed, bench.uploaded, on_progress)
+        train = Trainer(bench.training_images(), step.training, bench.job.seed, graph, bench.uploaded, on_progress)
     examples = bench.pruning_examples(step.images_per_class)
     surroundings = Surroundings(
         measure=lambda network, names: measure_moments(network, names, bench.calibration_batches(network)),

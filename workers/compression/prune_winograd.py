@@ -461,6 +461,13 @@ def _warnings(step: PruneWinograd, search: _Search) -> list[str]:
             "Nothing was trained: the patent's method trains the network without the pruned weights. Give prune_winograd "
             '"training", and training images, to prune further.'
         )
+    capped = [
+        layer.layer for layer in search.layer_reports() if (step.count or 0) > int(step.max_rate * layer.positions)
+    ]
+    if capped:
+        found.append(
+            f"max_rate {step.max_rate} allows less than {step.count} positions to be pruned in: {', '.join(capped)}."
+        )
     if not any(done.ended == "kept" for done in search.rounds):
         found.append("No position was pruned; the convolutions are computed in the Winograd domain, at all positions.")
     return found

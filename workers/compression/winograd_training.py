@@ -21,6 +21,7 @@ class Trainer:
     images: TrainingImages
     options: WinogradTraining
     seed: int
+    start: ModelGraph  # the network that the step was given, with 3x3 filters
     teacher: ModelGraph
     on_progress: OnProgress
     filters: dict[str, Tensor] = field(
@@ -36,7 +37,7 @@ class Trainer:
     def _trained_in_space(self, graph: ModelGraph, number: int) -> ModelGraph:
         pruned = [layer for layer in layers(graph) if layer.kind == "winograd_conv2d"]
         filters = {
-            layer.weight: self.filters.get(layer.weight, parameter(self.teacher, layer.weight).detach())
+            layer.weight: self.filters.get(layer.weight, parameter(self.start, layer.weight).detach())
             for layer in pruned
         }
         trained = self._finetuned(_with_filters(graph, pruned, filters), number, {})

@@ -6,20 +6,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 import winograd
 from jobs.errors import RecipeRefused
-from jobs.recipe import PruneWinograd
+from jobs.recipe import PruneWinograd, WinogradTraining
 from jobs.tiles import best_tile, tiles_of
 from tests.workers.networks import graph_of
 from workers.compression.evaluator import Probe, ProbingCost
+from workers.compression.finetune import TrainingImages
 from workers.compression.prune_winograd import Surroundings, WinogradResult, prune_winograd
 from workers.compression.winograd_layers import Mask, to_winograd, transformed, without_pruned
 from workers.compression.winograd_moments import compensated, measure_moments
 from workers.compression.winograd_positions import leaves_all_outputs, prune_below, prune_lowest
 from workers.compression.winograd_scores import input_gains, output_gains, score
-from workers.models.graph import Layer, ModelGraph, layers, parameter, set_parameter
+from workers.compression.winograd_training import Trainer
+from workers.models.graph import Layer, ModelGraph, copy_graph, layers, parameter, set_parameter
 
 
 class Mixed(nn.Module):
@@ -432,3 +435,39 @@ def test_filters_are_transformed_in_double_precision() -> None:
     filters = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     exact = winograd.transform_filters(filters.double(), list(range(36)), 4)
     assert torch.equal(transformed(filters, 4), exact.float())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"select": "count"},
+        {"rate": 0.2},
+        {"select": "rate", "rate": 0.7},
+        {"groups": 2, "group_by": "input_channels", "training": {"domain": "spatial"}},
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PruneWinograd.model_validate({"kind": "prune_winograd", **options})
+
+
+@pytest.mark.parametrize("domain", ["winograd", "spatial"])
+def test_training_starts_from_the_network_that_the_step_was_given(
+    network: ModelGraph, images: Tensor, domain: str
+) -> None:
+    """Not from the uploaded one, which only teaches: at a rate of next to nothing the outputs stay what they were."""
+    given = copy_graph(network)
+    set_parameter(given, "second.weight", 1.5 * parameter(network, "second.weight").detach())
+    learned = TrainingImages(len(images), lambda wanted: images.numpy()[wanted], torch.from_numpy, None)
+    options = WinogradTraining.model_validate({"domain": domain, "learning_rate": 1e-9, "epochs": 1})
+    trainer = Trainer(learned, options, 0, given, network, lambda *_: None)
+    converted = to_winograd(given, {"first": 4, "second": 4})
+    trained = trainer(converted, 1)
+    before, after = parameter(converted, "second.weight").detach(), parameter(trained, "second.weight").detach()
+    assert float((after - before).abs().max()) < 1e-5
+
+
+def test_a_count_beyond_the_largest_rate_is_warned_of(network: ModelGraph, images: Tensor) -> None:
+    result = run(network, images, select="count", count=12, tile=2, rounds=1)
+    assert all(len(layer.pruned[0]) <= 8 for layer in result.layers)
+    assert any("max_rate 0.5 allows less than 12 positions" in warning for warning in result.warnings)
