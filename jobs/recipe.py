@@ -249,10 +249,86 @@ class PruneWinograd(Schema):
         return self
 
 
-Step = Annotated[PruneWeights | PruneWinograd | Finetune, Field(discriminator="kind")]
+class QuantizeFixedPoint(Schema):
+    """Method F (US11588496B2): a network in fixed-point integers only, every channel with a fractional length of its own that
+    follows from the distribution of its values, and biases and weights aligned to the results of the convolution."""
+
+    kind: Literal["quantize_fixed_point"]
+    activation_bits: int = Field(default=8, ge=2, le=16, description="Bits of every tensor between layers.")
+    weight_bits: int = Field(default=8, ge=2, le=16, description="Bits of every weight, its sign included.")
+    bias_bits: int = Field(default=32, ge=2, le=32, description="Bits of every bias.")
+    activation_lengths: Literal["per_channel", "per_layer"] = Field(
+        default="per_channel",
+        description="One fractional length for each channel of a tensor (the patent's), or one for all.",
+    )
+    weight_lengths: Literal["per_output_channel", "per_plane", "per_layer"] = Field(
+        default="per_output_channel",
+        description="One fractional length for each output channel, for each plane of one output and one input channel, or for "
+        "the whole layer.",
+    )
+    rule: Literal["pdf_sqnr", "empirical_mse", "max_abs", "k_sigma"] = Field(
+        default="empirical_mse",
+        description="How a fractional length is found: for the best signal to noise ratio of the distribution that the values "
+        "seem to have (pdf_sqnr), or of the values themselves (empirical_mse); so that the largest fits (max_abs), or the mean "
+        "and k standard deviations do (k_sigma).",
+    )
+    pdf: Literal["auto", "gaussian", "logistic", "hypsecant", "laplace", "uniform", "supercauchy"] = Field(
+        default="auto",
+        description="The distribution of pdf_sqnr; auto takes, for each channel, the one of nearest kurtosis.",
+    )
+    k: float = Field(default=3.5, gt=0, le=100, description="Standard deviations that k_sigma covers.")
+    align: Literal["shift", "retune", "retune_opt"] = Field(
+        default="retune_opt",
+        description="How partial sums of different lengths meet: weights are shifted left, which loses nothing but takes wider "
+        "weights (shift); weights are quantized at the length that makes them meet (retune), at the bias length that leaves the "
+        "smallest error (retune_opt).",
+    )
+    rounding: Literal["nearest", "compensated"] = Field(
+        default="compensated",
+        description="Round each weight by itself, or one after the other, each making up for the errors of those before it on "
+        "calibration images.",
+    )
+    correct_bias: bool = Field(
+        default=True, description="Take the mean error that quantization leaves in each output channel off its bias."
+    )
+    calibration_images: int = Field(
+        default=500, ge=1, le=1_000_000, description="Selection images that distributions are measured on."
+    )
+    statistics: Literal["calibration", "training"] = Field(
+        default="calibration",
+        description="Where distributions are measured: on calibration images, or on what passes while the network is trained "
+        "before it is quantized (pretraining).",
+    )
+    pretraining: TrainingOptions | None = Field(
+        default=None,
+        description="Training of the floating-point network while statistics are taken (statistics: training).",
+    )
+    training: TrainingOptions | None = Field(
+        default=None,
+        description="Retraining with the fractional lengths as they are, straight through the rounding. Without it, nothing "
+        "learns from labels.",
+    )
+    cache_mib: int = Field(
+        default=1024,
+        ge=16,
+        le=1_048_576,
+        description="Memory for calibration activations, in MiB; compensated rounding sees as many images as fit.",
+    )
+
+    @model_validator(mode="after")
+    def _statistics_have_a_source(self) -> "QuantizeFixedPoint":
+        if (self.statistics == "training") != (self.pretraining is not None):
+            raise ValueError("pretraining must be given if, and only if, statistics is 'training'")
+        return self
+
+
+OutputFormat = Literal["onnx", "pt2", "c"]
+
+Step = Annotated[PruneWeights | PruneWinograd | QuantizeFixedPoint | Finetune, Field(discriminator="kind")]
 STEP_KINDS: dict[str, type[Schema]] = {
     "prune_weights": PruneWeights,
     "prune_winograd": PruneWinograd,
+    "quantize_fixed_point": QuantizeFixedPoint,
     "finetune": Finetune,
 }
 
@@ -319,7 +395,13 @@ class JobRequest(Schema):
     recipe: tuple[Step, ...] = Field(min_length=1, max_length=32)
     limits: Limits = Limits()
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
-    outputs: tuple[Literal["onnx", "pt2"], ...] = Field(default=("onnx", "pt2"), min_length=1, max_length=2)
+    outputs: tuple[OutputFormat, ...] = Field(
+        default=("onnx", "pt2"),
+        min_length=1,
+        max_length=3,
+        description="Files to deliver. c: C99 source without dependencies, of networks that end in integers "
+        "(quantize_fixed_point).",
+    )
     target: Target = Target()
     metadata: dict[
         Annotated[str, StringConstraints(min_length=1, max_length=64)],

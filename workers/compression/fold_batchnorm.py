@@ -26,7 +26,7 @@ def fold_batchnorm(graph: ModelGraph) -> ModelGraph:
     for norm in list(folded.module.graph.nodes):
         if norm.target is aten.batch_norm.default and _can_take(norm.args[0], ranks):
             _fold(folded, norm.args[0], norm)
-    _drop_unread_parameters(folded.module)
+    drop_unread_parameters(folded.module)
     folded.module.recompile()
     return folded
 
@@ -64,7 +64,7 @@ def _fold(graph: ModelGraph, layer: fx.Node, norm: fx.Node) -> None:
 
 
 def _give_bias(module: fx.GraphModule, layer: fx.Node, weight_name: str, bias: Tensor) -> None:
-    bias_name = _free_name(module, weight_name)
+    bias_name = free_bias_name(module, weight_name)
     owner, _, leaf = bias_name.rpartition(".")
     module.get_submodule(owner).register_parameter(leaf, nn.Parameter(bias, requires_grad=False))
     with module.graph.inserting_before(layer):
@@ -102,7 +102,8 @@ def _readers(attribute: fx.Node) -> int:
     )
 
 
-def _free_name(module: nn.Module, weight: str) -> str:
+def free_bias_name(module: nn.Module, weight: str) -> str:
+    """What to call the bias of a layer that has none, by the name of its weights."""
     taken = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
     name = f"{weight.removesuffix('.weight')}.bias" if weight.endswith(".weight") else f"{weight}_bias"
     while name in taken:
@@ -110,7 +111,8 @@ def _free_name(module: nn.Module, weight: str) -> str:
     return name
 
 
-def _drop_unread_parameters(module: fx.GraphModule) -> None:
+def drop_unread_parameters(module: fx.GraphModule) -> None:
+    """Remove parameters and buffers that no node reads."""
     for node in reversed(list(module.graph.nodes)):
         if node.op == "get_attr" and not node.users:
             module.graph.erase_node(node)

@@ -1,0 +1,286 @@
+"""An integer network: named tensors of integers, and operations between them that add, multiply and shift.
+
+All tensors are (C, H, W) for one image; vectors are (C, 1, 1). Nothing in here is a floating-point number, and nothing that runs it
+needs one between the input's integers and the logits'. What a float network does after its last layer (softmax, reshape)
+isn't part of it.
+
+Accumulators are 32 bits wide unless stated; `accumulator_bound` of an operation is what no image can exceed.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from workers.fixed_point.coding import Coding
+
+Shape = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor of integers."""
+
+    name: str
+    shape: Shape  # of one image
+    coding: Coding  # one length a channel
+
+
+@dataclass(frozen=True, eq=False)
+class Convolution:
+    """A convolution or (on (C, 1, 1), with 1x1 kernels) a linear layer, with its requantization (METHODS 5.3, F3-F4).
+
+        acc[o] = bias[o] + sum over i, r, s of (weight[o, i, r, s] << shifts[o, i]) * x[i, ...]
+        y[o]   = clamp((acc[o] + 2**(out_shift[o] - 1)) >> out_shift[o], low[o], high[o])
+
+    where a negative out_shift shifts left. The accumulator of output o has fractional length `lengths[o]`.
+    """
+
+    layer: str
+    source: str
+    output: str
+    weight: Tensor  # int64 [K, C/g, R, S], each of `weight_bits` bits, signed
+    weight_bits: int
+    shifts: Tensor  # int64 [K, C/g], none negative: what aligns partial sums
+    bias: Tensor  # int64 [K]
+    bias_bits: int
+    lengths: Tensor  # int64 [K]
+    out_shift: Tensor  # int64 [K]
+    low: Tensor  # int64 [K]: the activation function and the range of the output, as integers
+    high: Tensor
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    is_linear: bool = False
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+    @property
+    def aligned_weight(self) -> Tensor:
+        """Weights shifted ahead of time, so that nothing needs to shift between partial sums (F-9)."""
+        return self.weight << self.shifts[:, :, None, None]
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits that aligned weights need."""
+        aligned = self.aligned_weight
+        return max(1, *(_bits_of(int(bound)) for bound in (aligned.min(), aligned.max())))
+
+    def accumulator_bound(self, source: Coding) -> int:
+        """The largest absolute value that any accumulator, or any part of its sum, can reach."""
+        return int(self.accumulator_bounds(source).max())
+
+    def accumulator_bounds(self, source: Coding) -> Tensor:
+        """The same for each output, int64 [K]."""
+        largest = max(abs(source.lowest), source.highest)
+        per_output = self.aligned_weight.abs().sum((1, 2, 3)) * largest + self.bias.abs()
+        rounding = torch.where(
+            self.out_shift > 0, torch.ones_like(self.out_shift) << (self.out_shift.clamp(min=1) - 1), 0
+        )
+        return per_output + rounding
+
+
+@dataclass(frozen=True)
+class Addition:
+    """`y[c] = clamp(((a[c] << left_a[c]) + (b[c] << left_b[c]) + half) >> out_shift[c], low[c], high[c])`, all of one shape."""
+
+    sources: tuple[str, str]
+    output: str
+    left: tuple[tuple[int, ...], tuple[int, ...]]  # of each operand, by channel
+    out_shift: tuple[int, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Multiplication:
+    """`y[c] = clamp((a[c] * b[c] + half) >> out_shift[c], low[c], high[c])`; b may be (C, 1, 1), one factor a channel."""
+
+    sources: tuple[str, str]
+    output: str
+    out_shift: tuple[int, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MaxPool:
+    """The largest integer of each window; padding never wins."""
+
+    source: str
+    output: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class AveragePool:
+    """`y[c] = clamp((sum of the window * multiplier + half) >> out_shift[c], low[c], high[c])`: a division as multiply and shift.
+
+    Padding counts as zeros, and all windows have the same divisor.
+    """
+
+    source: str
+    output: str
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    multiplier: int
+    out_shift: tuple[int, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """`y = tables[row[c]][x - lowest of x]`: any function of one number, by look-up; channels with equal lengths share a row."""
+
+    function: str  # what it stands for, such as hardswish
+    source: str
+    output: str
+    tables: Tensor  # int64 [rows, 2**bits of the source]
+    row: tuple[int, ...]  # by channel
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class Requantization:
+    """The same numbers with other lengths: `y[c] = clamp((x[c] + half) >> out_shift[c], low[c], high[c])`."""
+
+    source: str
+    output: str
+    out_shift: tuple[int, ...]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class Concatenation:
+    """Channels behind each other, integers as they are."""
+
+    sources: tuple[str, ...]
+    output: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Every `step`-th of each dimension (C, H, W) from `start` until before `stop`."""
+
+    source: str
+    output: str
+    start: Shape
+    stop: Shape
+    step: Shape
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Zeros before and after, in each dimension (C, H, W)."""
+
+    source: str
+    output: str
+    before: Shape
+    after: Shape
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class NearestUpsample:
+    """Every integer repeated `scale` times downwards and sideways."""
+
+    source: str
+    output: str
+    scale: tuple[int, int]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class Reshape:
+    """The same integers in the same order of memory (C, H, W) under another shape."""
+
+    source: str
+    output: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+@dataclass(frozen=True)
+class Permutation:
+    """Dimensions (C, H, W) in another order."""
+
+    source: str
+    output: str
+    order: tuple[int, int, int]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
+Operation = (
+    Convolution
+    | Addition
+    | Multiplication
+    | MaxPool
+    | AveragePool
+    | Table
+    | Requantization
+    | Concatenation
+    | Slice
+    | Padding
+    | NearestUpsample
+    | Reshape
+    | Permutation
+)
+
+
+@dataclass(frozen=True)
+class IntegerNetwork:
+    """Operations in the order in which they run, and the tensors that they read and make."""
+
+    input: str
+    output: str  # the logits: accumulators as they are, 32 bits, all with one length
+    values: dict[str, Value]
+    operations: tuple[Operation, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def convolutions(self) -> tuple[Convolution, ...]:
+        return tuple(operation for operation in self.operations if isinstance(operation, Convolution))
+
+
+def _bits_of(value: int) -> int:
+    """Bits of a two's complement number that holds `value`."""
+    return (value.bit_length() if value >= 0 else (-value - 1).bit_length()) + 1
