@@ -13,9 +13,17 @@ import torch
 from torch import fx, nn
 
 from jobs.errors import RecipeRefused
-from workers.compression.fold_batchnorm import drop_unread_parameters, free_bias_name
+from workers.compression.fold_batchnorm import free_bias_name
 from workers.fixed_point.network import Shape
-from workers.models.graph import BATCH, ModelGraph, aten, copy_graph, parameter, winograd_conv2d
+from workers.models.graph import (
+    BATCH,
+    ModelGraph,
+    aten,
+    copy_graph,
+    drop_unread_parameters,
+    parameter,
+    winograd_conv2d,
+)
 from workers.models.shapes import infer_shapes
 
 Kind = Literal[

@@ -9,6 +9,7 @@ from workers.models.graph import (
     ModelGraph,
     aten,
     copy_graph,
+    drop_unread_parameters,
     parameter,
     set_parameter,
     winograd_conv2d,
@@ -109,18 +110,6 @@ def free_bias_name(module: nn.Module, weight: str) -> str:
     while name in taken:
         name += "_folded"
     return name
-
-
-def drop_unread_parameters(module: fx.GraphModule) -> None:
-    """Remove parameters and buffers that no node reads."""
-    for node in reversed(list(module.graph.nodes)):
-        if node.op == "get_attr" and not node.users:
-            module.graph.erase_node(node)
-    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
-    for name, _ in (*module.named_parameters(), *module.named_buffers()):
-        if name not in read:
-            owner, _, leaf = name.rpartition(".")
-            delattr(module.get_submodule(owner), leaf)
 
 
 def _ranks(graph: ModelGraph) -> dict[str, int]:

@@ -210,6 +210,18 @@ def set_parameter(graph: ModelGraph, name: str, value: Tensor) -> None:
         owner._buffers[leaf] = value
 
 
+def drop_unread_parameters(module: fx.GraphModule) -> None:
+    """Remove parameters and buffers that no node reads."""
+    for node in reversed(list(module.graph.nodes)):
+        if node.op == "get_attr" and not node.users:
+            module.graph.erase_node(node)
+    read = {node.target for node in module.graph.nodes if node.op == "get_attr"}
+    for name, _ in (*module.named_parameters(), *module.named_buffers()):
+        if name not in read:
+            owner, _, leaf = name.rpartition(".")
+            delattr(module.get_submodule(owner), leaf)
+
+
 def copy_graph(graph: ModelGraph) -> ModelGraph:
     """A copy that shares nothing with the original."""
     return replace(graph, module=deepcopy(graph.module))
