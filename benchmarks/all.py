@@ -15,6 +15,8 @@ COMMANDS = (
     ("benchmarks.winograd", "small"),
     ("benchmarks.winograd", "chain", "--batch", "1"),
     ("benchmarks.winograd", "networks"),
+    ("benchmarks.winograd_latency", "--network", "resnet20", "--compile"),
+    ("benchmarks.winograd_latency", "--network", "resnet18", "--batch", "1", "--compile"),
 )
 
 

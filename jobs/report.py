@@ -32,7 +32,9 @@ class AccuracyChange(Part):
 class Latency(Part):
     """Wall time of one inference, in alternating runs with the uploaded model."""
 
-    runtime: str
+    runtime: str = Field(
+        description="onnxruntime, torch, or torch with winograd.load, which prepares networks with Winograd convolutions."
+    )
     device: str
     threads: int
     batch_size: int
@@ -43,9 +45,10 @@ class Latency(Part):
 
 
 class Comparison(Part):
-    """The delivered file, run by its own runtime, by turns with the uploaded model run by this one."""
+    """The delivered file by turns with the uploaded model, each in a runtime of its own."""
 
-    runtime: str
+    runtime: str = Field(description="Of the uploaded model.")
+    delivered_runtime: str = Field(description="Of the delivered file.")
     threads: int
     batch_size: int
     rounds: int

@@ -73,6 +73,8 @@ class Delivery:
             found = self._verify(path, form, original=self._rewritten(form))
             uploaded_form = self._bench.uploaded_format
             notes.append(f"Latency is compared with the uploaded {uploaded_form} model as Winnow writes it to {form}.")
+        if form == "pt2" and has_winograd(self._graph):
+            notes.append(_how_to_run(path.name))
         if self._latency_batch_size != self._job.target.batch_size:
             notes.append(f"The model takes batches of {self._latency_batch_size} only, so latency is of those.")
         notes += [f"The original could not be compared with: {error}" for error in found.comparison_errors]
@@ -158,6 +160,13 @@ class Delivery:
             stored[filled : filled + len(batch)] = batch.numpy()
             filled += len(batch)
         stored.flush()
+
+
+def _how_to_run(name: str) -> str:
+    return (
+        f'Run it as it was run here: `pip install ./winograd` once, then `import winograd; model = winograd.load("{name}")`. '
+        "Opened by torch.export.load alone, it packs its weights again in every call, which is slower."
+    )
 
 
 def device_name() -> str:

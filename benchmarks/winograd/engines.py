@@ -191,6 +191,18 @@ def networks(material: Material, threads: int, variant: str) -> Runnable:
     return build(material, threads, variant)
 
 
+def files(material: Material, threads: int, variant: str) -> Runnable:
+    from benchmarks.winograd_latency import build_torch
+
+    return build_torch(material, threads, variant)
+
+
+def files_onnxruntime(material: Material, threads: int, variant: str) -> Runnable:
+    from benchmarks.winograd_latency import build_onnx
+
+    return build_onnx(material, threads, variant)
+
+
 ENGINES: dict[str, Build] = {
     "torch": torch_channels_last,
     "onednn": onednn,
@@ -200,6 +212,8 @@ ENGINES: dict[str, Build] = {
     "mnn": mnn,
     "winograd": winograd,
     "networks": networks,
+    "files": files,
+    "files_onnxruntime": files_onnxruntime,
 }
 
 

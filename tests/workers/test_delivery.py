@@ -97,11 +97,20 @@ def test_pt2_is_compared_with_the_original_in_both_runtimes(winograd_pt2: tuple[
         (runtime, threads) for runtime in ("torch", "onnxruntime") for threads in all_threads()
     ]
     for one in found.comparisons:
+        assert one.delivered_runtime == "torch with winograd.load"
         assert one.batch_size == 1
         assert one.rounds >= 5
         assert one.speedup == pytest.approx(one.original_ms / one.delivered_ms)
         assert one.speedup_interval[0] <= one.speedup <= one.speedup_interval[1]
     assert not [note for note in found.notes if "could not be compared" in note]
+
+
+def test_winograd_pt2_is_run_as_users_are_told_to_run_it(winograd_pt2: tuple[DeliveredFile, Path]) -> None:
+    found, _ = winograd_pt2
+    assert found.latency is not None
+    assert found.latency_original is not None
+    assert (found.latency.runtime, found.latency_original.runtime) == ("torch with winograd.load", "torch")
+    assert [note for note in found.notes if 'import winograd; model = winograd.load("model.pt2")' in note]
 
 
 def test_pt2_tells_what_was_executed_for_one_image(winograd_pt2: tuple[DeliveredFile, Path]) -> None:

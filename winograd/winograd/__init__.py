@@ -12,20 +12,26 @@ from winograd.matrices import WinogradMatrices, winograd_matrices
 from winograd.module import WinogradConv2d
 from winograd.operations import count_operations
 from winograd.ops import Packed, conv2d, conv2d_packed, pack_filters, pack_weights, transform_filters
+from winograd.packed_conv2d import PackedConv2d
+from winograd.prepare import PreparedNetwork, load, prepare
 from winograd.replace_convolutions import replace_convolutions
 
 library.load()  # over the operators, which `ops` has defined
 
 __all__ = [
     "Packed",
+    "PackedConv2d",
+    "PreparedNetwork",
     "WinogradConv2d",
     "WinogradMatrices",
     "conv2d",
     "conv2d_packed",
     "count_operations",
     "info",
+    "load",
     "pack_filters",
     "pack_weights",
+    "prepare",
     "replace_convolutions",
     "transform_filters",
     "winograd_matrices",

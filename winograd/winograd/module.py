@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from winograd import arguments, library, ops, selection
 from winograd.matrices import FILTER_SIZE, MATRICES
+from winograd.packed_conv2d import measured_blocking
 
 
 @dataclass
@@ -171,17 +172,11 @@ class WinogradConv2d(nn.Module):
     def _blocking(self, x: Tensor, cache: _Cache) -> selection.Blocking:
         sizes = x.shape, torch.get_num_threads()
         if cache.sizes != sizes:
-            cache.sizes, cache.blocking = sizes, self._measured_blocking(x, sizes[1])
+            cache.sizes = sizes
+            cache.blocking = measured_blocking(
+                x, self.out_channels, self.m, self.padding, groups=self.groups, threads=sizes[1]
+            )
         return cache.blocking
-
-    def _measured_blocking(self, x: Tensor, threads: int) -> selection.Blocking:
-        if x.device.type != "cpu" or x.dim() != 4:
-            return ()
-        batch, _, height, width = arguments.output_shape(x, self.out_channels, self.padding)
-        if min(batch, height, width) < 1:
-            return ()
-        shape = selection.Shape(self.in_channels, self.out_channels, height, width, batch, self.groups)
-        return selection.default_blocking(shape, self.m, threads)
 
     def __getstate__(self) -> dict[str, Any]:  # attributes of all kinds
         """Leave the packed weights out of copies and pickles."""

@@ -116,12 +116,12 @@ def verify_file(
         _check_gemms(0 if executed is None else executed.gemms, gemms, name=path.name)
     timed = answer["original_ms"]
 
-    def latency(milliseconds: list[float]) -> Latency | None:
+    def latency(milliseconds: list[float], runtime: str) -> Latency | None:
         if not milliseconds:
             return None
         return summarise(
             milliseconds,
-            runtime=RUNTIMES[file_format],
+            runtime=runtime,
             threads=conditions.threads,
             batch_size=conditions.latency_batch_size,
             device=conditions.device,
@@ -132,14 +132,14 @@ def verify_file(
         outputs=outputs,
         max_abs_difference=difference,
         agreement_percent=agreement,
-        latency=latency(answer["delivered_ms"]),
-        latency_original=latency(timed),
+        latency=latency(answer["delivered_ms"], answer["runtime"]),
+        latency_original=latency(timed, RUNTIMES[file_format]),
         speedup=ratio,
         speedup_interval=interval,
         original_error=answer["original_error"],
         executed=executed,
         comparisons=tuple(
-            _comparison(other, times, conditions)
+            _comparison(other, times, answer["runtime"], conditions)
             for other, times in zip(compared_with, answer["comparisons"], strict=True)
             if "error" not in times
         ),
@@ -147,10 +147,13 @@ def verify_file(
     )
 
 
-def _comparison(other: Original, times: dict[str, list[float]], conditions: Conditions) -> Comparison:
+def _comparison(
+    other: Original, times: dict[str, list[float]], delivered_runtime: str, conditions: Conditions
+) -> Comparison:
     ratio, interval = speedup(times["original_ms"], times["delivered_ms"], seed=conditions.seed)
     return Comparison(
         runtime=RUNTIMES[other.file_format],
+        delivered_runtime=delivered_runtime,
         threads=other.threads,
         batch_size=conditions.latency_batch_size,
         rounds=len(times["original_ms"]),

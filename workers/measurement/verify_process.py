@@ -1,8 +1,8 @@
 """The fresh process in which a delivered file proves itself: `python -m workers.measurement.verify_process ARGS.json OUT.json`.
 
-It runs the file as a user would, with plain ONNX Runtime or plain torch, and holds no code that knows of Winnow's networks. It
-stores the outputs for all given inputs, counts what Winograd convolutions execute, and times the file by turns with the original
-one, in its own runtime and in others.
+It runs the file as a user would, with plain ONNX Runtime, plain torch, or winograd.load if it holds operators of that library,
+and holds no code that knows of Winnow's networks. It stores the outputs for all given inputs, counts what Winograd convolutions
+execute, and times the file by turns with the original one, in its own runtime and in others.
 """
 
 import ctypes
@@ -48,6 +48,7 @@ def _verify(arguments: dict[str, Any]) -> dict[str, Any]:
     np.save(arguments["outputs"], outputs, allow_pickle=False)
     example = next(_batches(inputs, arguments["latency_batch_size"]))
     return {
+        "runtime": _runtime(arguments["format"], arguments["delivered"]),
         "executed": executed,
         **_time_by_turns(arguments, delivered, example),
         "comparisons": [_compare(arguments, other, example) for other in arguments["comparisons"]],
@@ -103,6 +104,13 @@ def _load(file_format: str, path: str, threads: int) -> Model:
     return load(Path(path), threads)
 
 
+def _runtime(file_format: str, path: str) -> str:
+    """What runs the file, in the report's words."""
+    if file_format == "onnx":
+        return "onnxruntime"
+    return "torch with winograd.load" if _has_winograd(Path(path)) else "torch"
+
+
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"[:2000]
 
@@ -147,7 +155,9 @@ def _torch_network(path: Path) -> Callable[..., Any]:  # what networks take and 
     import torch
 
     if _has_winograd(path):
-        import winograd  # noqa: F401  # as a user does to run a file with its operators
+        import winograd
+
+        return winograd.load(path)
     return torch.export.load(path).module()
 
 

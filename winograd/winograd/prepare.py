@@ -1,0 +1,184 @@
+"""Networks with Winograd convolutions, prepared to be run fast: `load` for files, `prepare` for what torch.export gives.
+
+    model = winograd.load("model.pt2")
+    with torch.inference_mode():
+        scores = model(images)
+
+`winograd::conv2d`, as it stands in a file, packs its weights anew in every call. Here they are packed once, additions and ReLUs
+happen where convolutions write their outputs, and images stay in channels_last between them.
+"""
+
+import os
+from operator import attrgetter
+from typing import IO, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from winograd import ops
+from winograd.fuse_epilogues import CONV2D, Conv2dCall, fuse_epilogues, may_write
+from winograd.keep_channels_last import keep_channels_last
+from winograd.packed_conv2d import PackedConv2d
+
+Held = dict[str, Any]  # what the graph reads and calls, by name: tensors, modules, whatever torch.export puts there
+
+
+def load(file: str | os.PathLike[str] | IO[bytes]) -> "PreparedNetwork":
+    """Return the network in a .pt2 file, prepared to be run fast.
+
+    **Load only files that you trust**, such as those that you downloaded from your own Winnow service: torch.export.load, which
+    opens the file, unpickles what it finds pickled in it, and so can be made to run any code. Raises what it raises.
+    """
+    return prepare(torch.export.load(file).module())
+
+
+def prepare(network: nn.Module) -> "PreparedNetwork":
+    """Return a copy of a network from torch.export for inference, in which Winograd convolutions run as fast as they can.
+
+    `network` is a graph of ATen operators and `winograd::conv2d`, such as torch.export.load(path).module(); it stays as it is,
+    and shares with the copy what both need. The copy gives the same numbers, up to the rounding of sums. It is for the device
+    that the weights are on, and for the implementation that runs now (see `winograd.info`). Raises TypeError for anything that
+    is no graph.
+    """
+    if not isinstance(network, fx.GraphModule):
+        raise TypeError(
+            f"{type(network).__name__} is no graph; pass what torch.export gives, such as torch.export.load(path).module(), or "
+            "call winograd.replace_convolutions for a model in Python."
+        )
+    graph = _copy_of(network.graph)
+    _remove_dead_code(graph)
+    fuse_epilogues(graph)
+    filters = keep_channels_last(graph)
+    held: Held = {name: attrgetter(name)(network) for name in _names(graph)}
+    for node in filters:
+        if node.op == "get_attr":
+            held[str(node.target)] = _in_channels_last(held[str(node.target)])
+    _pack(graph, held)
+    _remove_dead_code(graph)
+    _add_checks(graph)
+    return PreparedNetwork(fx.GraphModule({name: _frozen(held[name]) for name in _names(graph)}, graph, "Network"))
+
+
+class PreparedNetwork(nn.Module):
+    """A network for inference, called as the one that it was prepared from; gradients don't flow through it."""
+
+    def __init__(self, network: fx.GraphModule) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:  # whatever the network takes and returns
+        """Run the network. Raises ValueError for an input of another size than it was exported for."""
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+            return self.network(*inputs, **named)
+        # Once for all operators, each of which would go a slow way through autograd to learn that it has no gradients.
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.network(*inputs, **named)
+
+    def train(self, mode: bool = True) -> "PreparedNetwork":
+        """Do nothing for `eval()`. Raises NotImplementedError for training: train the network that this was prepared from."""
+        if mode:
+            raise NotImplementedError(
+                "The network was prepared for inference; train the one that it was prepared from."
+            )
+        return self
+
+
+def check_sizes(x: Tensor, name: str, dimensions: int, fixed: tuple[tuple[int, int], ...]) -> None:
+    """Check an input against the sizes [(dimension, size)] that it was exported with; the others may be anything.
+
+    Where a network counts on them, results would be wrong. torch's own checks take 40 us and don't survive a copy.
+    """
+    shape = x.shape
+    if len(shape) != dimensions or any(shape[place] != size for place, size in fixed):
+        sizes = dict(fixed)
+        wanted = ", ".join(str(sizes.get(place, "any")) for place in range(dimensions))
+        raise ValueError(f"{name} has shape {list(shape)}, but the network was exported for [{wanted}].")
+
+
+# ---- The graph ------------------------------------------------------------------------------------------------------------
+
+
+def _copy_of(graph: fx.Graph) -> fx.Graph:
+    copied = fx.Graph()
+    copied.output(copied.graph_copy(graph, {}))
+    copied.set_codegen(graph._codegen)  # which knows how inputs and outputs are nested
+    return copied
+
+
+def _remove_dead_code(graph: fx.Graph) -> None:
+    # torch takes modules for pure, also those that check inputs.
+    graph.eliminate_dead_code(lambda node: node.op == "call_module" or node.is_impure())
+
+
+def _names(graph: fx.Graph) -> set[str]:
+    return {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
+
+
+def _add_checks(graph: fx.Graph) -> None:
+    placeholders = graph.find_nodes(op="placeholder")
+    for node in placeholders:
+        value = node.meta.get("val")
+        if isinstance(value, Tensor):
+            fixed = tuple((place, size) for place, size in enumerate(value.shape) if isinstance(size, int))
+            with graph.inserting_after(placeholders[-1]):
+                graph.call_function(check_sizes, (node, str(node.target), value.dim(), fixed))
+
+
+# ---- What it holds --------------------------------------------------------------------------------------------------------
+
+
+def _pack(graph: fx.Graph, held: Held) -> None:
+    """Replace calls on weights that never change by modules that hold them packed, each weights once."""
+    written = {
+        str(read.target)
+        for node in graph.nodes
+        if may_write(node)
+        for read in node.all_input_nodes
+        if read.op == "get_attr"
+    }
+    packed: dict[tuple[object, ...], ops.Packed] = {}
+    for node in list(graph.nodes):
+        if node.target is not CONV2D:
+            continue
+        call = Conv2dCall.of(node)
+        weights, bias = _constant(call.weights, held, written), _constant(call.bias, held, written)
+        if weights is None or (bias is None and call.bias is not None) or not all(type(n) is int for n in call.padding):
+            continue
+        key = id(weights), call.positions, call.m, call.groups
+        if key not in packed:
+            packed[key] = ops.pack_weights(weights.detach(), call.positions, call.m, groups=call.groups)
+        name = _free_name(str(call.weights.target), held)
+        held[name] = PackedConv2d(packed[key], bias, padding=call.padding, activation=call.activation)
+        with graph.inserting_before(node):
+            convolved = graph.call_module(name, (call.input,) if call.residual is None else (call.input, call.residual))
+        convolved.meta = dict(node.meta)
+        node.replace_all_uses_with(convolved)
+        graph.erase_node(node)
+
+
+def _constant(node: fx.Node | None, held: Held, written: set[str]) -> Tensor | None:
+    """The tensor that a node reads, if it is always the same."""
+    if node is None or node.op != "get_attr" or node.target in written:
+        return None
+    value = held[str(node.target)]
+    return value if isinstance(value, Tensor) else None
+
+
+def _free_name(weights: str, held: Held) -> str:
+    """A name for the convolution, on the top level, where torch finds it fastest: layer1_0_conv1 for layer1.0.conv1.weight."""
+    name = wanted = weights.rpartition(".")[0].replace(".", "_") or weights
+    count = 0
+    while any(taken == name or taken.startswith(f"{name}.") for taken in held):
+        count += 1
+        name = f"{wanted}_{count}"
+    return name
+
+
+def _in_channels_last(filters: Tensor) -> Tensor:
+    return nn.Parameter(filters.detach().contiguous(memory_format=torch.channels_last), requires_grad=False)
+
+
+def _frozen(value: Any) -> Any:  # one of Held
+    if isinstance(value, Tensor) and value.requires_grad:
+        return nn.Parameter(value.detach(), requires_grad=False)
+    return value
