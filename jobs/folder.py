@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.errors import JobError
 from jobs.inspection import DatasetInspection, ModelInspection
-from jobs.recipe import Limits, Preprocess, Step, Target
+from jobs.recipe import Limits, OutputFormat, Preprocess, Step, Target
 
 MAX_RESULT_BYTES = 64 * 1024 * 1024
 MAX_PROGRESS_LINE_BYTES = 64 * 1024
@@ -56,7 +56,7 @@ class Compress(Value):
     recipe: tuple[Step, ...]
     limits: Limits
     seed: int
-    outputs: tuple[Literal["onnx", "pt2"], ...]
+    outputs: tuple[OutputFormat, ...]
     target: Target
     # What the sandbox gives this runner, for the report: memory, threads, what is isolated.
     sandbox: dict[str, Any] = Field(default_factory=dict)

@@ -3,8 +3,8 @@ runner once more before it starts.
 
 The rules of data roles are written here and nowhere else:
 
-* `prune_weights` and `prune_winograd` decide on `selection`; `finetune`, and `prune_winograd` where it trains, learn from
-  `train`; figures are taken on `test`.
+* `prune_weights`, `prune_winograd` and `quantize_fixed_point` decide on `selection`; `finetune`, and the others where they
+  train, learn from `train`; figures are taken on `test`.
 * One dataset alone is split by class: into halves for selection and test, or, if the recipe learns, into 60 % train,
   20 % selection and 20 % test. A lone `test` dataset is never split: it is not for decisions.
 * Several datasets keep their roles whole.
@@ -16,7 +16,16 @@ from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from jobs.inspection import DatasetInspection, LayerInfo, ModelInspection
-from jobs.recipe import Finetune, Preprocess, PruneWeights, PruneWinograd, Step, TrainingOptions
+from jobs.recipe import (
+    Finetune,
+    OutputFormat,
+    Preprocess,
+    PruneWeights,
+    PruneWinograd,
+    QuantizeFixedPoint,
+    Step,
+    TrainingOptions,
+)
 from jobs.tiles import best_tile, tiles_of
 
 Role = Literal["train", "selection", "test"]
@@ -24,6 +33,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 NEEDS: dict[str, tuple[Role, str]] = {
     "prune_weights": ("selection", "decides on selection images"),
     "prune_winograd": ("selection", "decides on selection images"),
+    "quantize_fixed_point": ("selection", "measures distributions on selection images"),
     "finetune": ("train", "learns from training images"),
 }
 
@@ -50,9 +60,20 @@ def learns(recipe: Iterable[Step]) -> bool:
 def needs(step: Step) -> list[tuple[Role, str]]:
     """The roles without whose images a step can't run, and why."""
     always = NEEDS[step.kind]
-    if isinstance(step, PruneWinograd) and step.training is not None:
+    if any(training is not None for _, training in _trainings(step)):
         return [always, ("train", "trains on training images")]
     return [always]
+
+
+def _trainings(step: Step) -> list[tuple[str, TrainingOptions | None]]:
+    """What a step may train with besides what it does, and where the recipe says so."""
+    match step:
+        case PruneWinograd():
+            return [("training", step.training)]
+        case QuantizeFixedPoint():
+            return [("pretraining", step.pretraining), ("training", step.training)]
+        case _:
+            return []
 
 
 def split_of(role: Role, *, learns: bool) -> dict[Role, float] | None:
@@ -77,6 +98,7 @@ def check_recipe(
     data: Mapping[Role, DatasetInspection],
     model: ModelInspection,
     preprocess: Preprocess | None,
+    outputs: Sequence[OutputFormat] = (),
 ) -> list[Problem]:
     """Everything that is known to be wrong with a job before it runs; empty if nothing is."""
     problems = [*_model_problems(model), *_missing_roles(recipe, data)]
@@ -85,7 +107,7 @@ def check_recipe(
     problems += _preprocess_problems(data, preprocess)
     for index, step in enumerate(recipe):
         problems += _step_problems(f"/recipe/{index}", step, recipe, data, model)
-    return problems
+    return problems + _order_problems(recipe, outputs)
 
 
 def fitted_shape(dataset: DatasetInspection, preprocess: Preprocess | None) -> tuple[int | str, ...]:
@@ -257,10 +279,43 @@ def _step_problems(
                 *_layer_problems(pointer, step, model),
                 *_sample_problems(pointer, step, recipe, data),
                 *_winograd_problems(pointer, step, model),
-                *(_loss_problems(f"{pointer}/training", step.training, recipe, data) if step.training else ()),
+                *_training_problems(pointer, step, recipe, data),
             ]
+        case QuantizeFixedPoint():
+            return [*_layer_problems(pointer, step, model), *_training_problems(pointer, step, recipe, data)]
         case Finetune():
             return _loss_problems(pointer, step, recipe, data)
+
+
+def _order_problems(recipe: Sequence[Step], outputs: Sequence[OutputFormat]) -> list[Problem]:
+    """Integers are the end of a network: nothing can work on them, and C is written of nothing else."""
+    problems = []
+    kinds = [step.kind for step in recipe]
+    for index, kind in enumerate(kinds[:-1]):
+        if kind == "quantize_fixed_point":
+            problems.append(
+                Problem(
+                    f"/recipe/{index}",
+                    f"quantize_fixed_point makes a network of integers, on which {kinds[index + 1]} can't work.",
+                    "Make it the last step.",
+                )
+            )
+        elif kind == "prune_winograd" and "quantize_fixed_point" in kinds[index:]:
+            problems.append(
+                Problem(
+                    f"/recipe/{index}",
+                    "prune_winograd makes Winograd convolutions, which quantize_fixed_point can't make integers of yet.",
+                )
+            )
+    if "c" in outputs and kinds[-1:] != ["quantize_fixed_point"]:
+        problems.append(
+            Problem(
+                f"/outputs/{list(outputs).index('c')}",
+                "C source is written of networks in integers, and the recipe doesn't end in one.",
+                'End the recipe with {"kind": "quantize_fixed_point"}, or ask for "onnx" or "pt2".',
+            )
+        )
+    return problems
 
 
 def _winograd_problems(pointer: str, step: PruneWinograd, model: ModelInspection) -> list[Problem]:
@@ -284,10 +339,12 @@ def _winograd_problems(pointer: str, step: PruneWinograd, model: ModelInspection
     return problems
 
 
-def _layer_problems(pointer: str, step: PruneWeights | PruneWinograd, model: ModelInspection) -> list[Problem]:
+def _layer_problems(
+    pointer: str, step: PruneWeights | PruneWinograd | QuantizeFixedPoint, model: ModelInspection
+) -> list[Problem]:
     names = [layer.name for layer in model.layers]
     problems = []
-    for index, name in enumerate(step.exclude):
+    for index, name in enumerate(_excluded(step)):
         if name not in names:
             close = get_close_matches(name, names, n=1, cutoff=0.0)
             hint = f"Did you mean {close[0]!r}?" if close else None
@@ -301,8 +358,12 @@ def _layer_problems(pointer: str, step: PruneWeights | PruneWinograd, model: Mod
     return problems
 
 
-def _why_not(layer: LayerInfo, step: PruneWeights | PruneWinograd) -> str | None:
-    if layer.name in step.exclude:
+def _excluded(step: PruneWeights | PruneWinograd | QuantizeFixedPoint) -> tuple[str, ...]:
+    return () if isinstance(step, QuantizeFixedPoint) else step.exclude
+
+
+def _why_not(layer: LayerInfo, step: PruneWeights | PruneWinograd | QuantizeFixedPoint) -> str | None:
+    if layer.name in _excluded(step):
         return "excluded"
     eligibility = layer.steps.get(step.kind)
     if eligibility is None or eligibility.eligible:
@@ -330,6 +391,17 @@ def _sample_problems(
             f"{step.images_per_class} images are asked of each class, but class {name!r} has {available}{part}.",
             f"Ask for {available} at the most, or leave it out to take as many as the smallest class has.",
         )
+    ]
+
+
+def _training_problems(
+    pointer: str, step: Step, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
+) -> list[Problem]:
+    return [
+        problem
+        for name, training in _trainings(step)
+        if training is not None
+        for problem in _loss_problems(f"{pointer}/{name}", training, recipe, data)
     ]
 
 
@@ -390,6 +462,19 @@ def _step_cost(step: Step, images: Mapping[Role, int], model: ModelInspection) -
             }
         case PruneWinograd():
             return _winograd_cost(step, images, model)
+        case QuantizeFixedPoint():
+            passes = (
+                8  # two for distributions, and both networks walked through, in integers at a fraction of the speed
+            )
+            seen = min(step.calibration_images, images.get("selection", 0))
+            epochs = sum(training.epochs for _, training in _trainings(step) if training is not None)
+            learned = images.get("train", 0) * epochs
+            return {
+                "kind": step.kind,
+                "layer_evaluations_at_most": 0,
+                "images": seen + learned,
+                "macs": (passes * seen + 3 * learned) * model.macs,
+            }
         case Finetune():
             seen = images.get("train", 0) * step.epochs
             return {

@@ -190,11 +190,14 @@ class PruneWinograd(Schema):
     threshold_unit: Literal["score", "mean"] = Field(
         default="mean", description="Whether the threshold is a score, or a multiple of the mean score of the layer."
     )
-    score: Literal["mean_abs", "rms", "max_abs", "small_frac", "energy", "energy_white", "accuracy", "random"] = Field(
-        default="energy",
-        description="What stands for the weights of a position: their mean or largest absolute value, their root mean square, "
-        "how many are small, what they add to the output (energy: measured on selection images; energy_white: for white "
-        "input), the accuracy lost without them, or chance.",
+    score: Literal[
+        "fit", "energy", "energy_white", "mean_abs", "rms", "max_abs", "small_frac", "accuracy", "random"
+    ] = Field(
+        default="fit",
+        description="What stands for the weights of a position: what is lost once it is gone and the others make up for it "
+        "(fit: measured on selection images, one position after another), what they add to the output (energy: measured on "
+        "selection images; energy_white: for white input), their mean or largest absolute value, their root mean square, "
+        "how many are small, the accuracy lost without them, or chance.",
     )
     groups: int = Field(
         default=1,

@@ -65,6 +65,28 @@ class ExecutedOperations(Part):
     multiplications: int = Field(description="Of one image, inside of those.")
 
 
+class MemoryUse(Part):
+    """Of C source on a microcontroller, its stack and its code apart."""
+
+    flash_bytes: int = Field(description="Constants: weights, biases, lengths.")
+    ram_bytes: int = Field(description="Static: all tensors between layers, and what a layer needs besides.")
+
+
+class IntegerNetworkReport(Part):
+    """A network in integers, run in integers only on the images of the figures, against its float simulation."""
+
+    images: int
+    differing_logits: int = Field(description="That aren't exactly the simulation's; none may be.")
+    overflows: int = Field(description="Accumulators that 32 bits would not have held; none may be.")
+    activation_bits: int
+    weight_bits: int
+    input_signed: bool
+    input_lengths: tuple[int, ...] = Field(
+        description="Fractional length of each channel: integer = value * 2**length."
+    )
+    logit_length: int = Field(description="Score = logit / 2**logit_length.")
+
+
 class FileSize(Part):
     bytes: int
     deflated_bytes: int = Field(description="After zip compression, for comparison.")
@@ -74,7 +96,7 @@ class DeliveredFile(Part):
     """One artifact, reloaded in a fresh process by the runtime that a user would use, and measured there."""
 
     name: str
-    format: Literal["onnx", "pt2"]
+    format: Literal["onnx", "pt2", "c"]
     sha256: str
     size: FileSize
     accuracy: Accuracy | None
@@ -93,6 +115,7 @@ class DeliveredFile(Part):
     executed: ExecutedOperations | None = Field(
         default=None, description="Of files whose Winograd convolutions are run by an operator that counts."
     )
+    memory: MemoryUse | None = Field(default=None, description="Of C source.")
     notes: tuple[str, ...] = ()
 
 
@@ -180,6 +203,7 @@ class Report(Part):
     files: tuple[DeliveredFile, ...]
     steps: tuple[StepReport, ...]
     layers: tuple[LayerReport, ...]
+    integers: IntegerNetworkReport | None = Field(default=None, description="Of networks that end in integers.")
     data: tuple[DataReport, ...]
     provenance: Provenance
     warnings: tuple[str, ...] = ()

@@ -38,7 +38,7 @@ def judge(session: Session, request: JobRequest) -> Judgement:
     }
     inspected = ModelInspection.model_validate(model.inspection)
     data = {role: DatasetInspection.model_validate(row.inspection) for role, row in rows.items()}
-    problems = preflight.check_recipe(request.recipe, data, inspected, request.preprocess)
+    problems = preflight.check_recipe(request.recipe, data, inspected, request.preprocess, request.outputs)
     faults = [Fault(pointer=found.pointer, message=found.message, hint=found.hint) for found in problems]
     return Judgement(faults=(*_mixed_roles(rows), *faults), model=inspected, data=data)
 

@@ -121,10 +121,10 @@ class Bench:
             pick=lambda wanted: images.pick(numbers[wanted]), to_input=self.transform, targets=targets[chosen]
         )
 
-    def calibration_batches(self, graph: ModelGraph) -> Iterator[Tensor]:
+    def calibration_batches(self, graph: ModelGraph, images: int = CALIBRATION_IMAGES) -> Iterator[Tensor]:
         """Input of the first selection images drawn with the job's seed, to measure what reaches the layers."""
         part = self.parts["selection"]
-        count = min(len(part), CALIBRATION_IMAGES)
+        count = min(len(part), images)
         chosen = np.sort(np.random.default_rng(self.job.seed).permutation(len(part))[:count])
         size = graph.batch_size or min(CALIBRATION_BATCH, count)
         for batch in input_batches(part.dataset, part.indices[chosen], self.transform, batch_size=size):

@@ -1,7 +1,8 @@
 """Steps that are done, kept in the job folder, so that an attempt after a lost one goes on where that stopped.
 
-A checkpoint is the network after a step (`step-0.pt2`) and a manifest beside it, written last, that names the network's digest, the
-step's report, and a digest of everything that led to it. Whatever doesn't fit together is ignored and done again.
+A checkpoint is the network after a step (`step-0.pt2`, and `step-0.npz` if it is one of integers) and a manifest beside it, written
+last, that names the digests of both, the step's report, and a digest of everything that led to it. Whatever doesn't fit together
+is ignored and done again.
 
 Every attempt goes on from the checkpoint's file, also the one that wrote it: so an interrupted job ends in the same bytes
 as an undisturbed one.
@@ -10,7 +11,8 @@ as an undisturbed one.
 import hashlib
 import json
 import os
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import BaseModel, ValidationError
@@ -18,14 +20,25 @@ from pydantic import BaseModel, ValidationError
 from jobs.errors import ModelRefused
 from jobs.folder import Compress, write_atomically
 from jobs.report import StepReport
+from workers.fixed_point.network import IntegerNetwork
+from workers.fixed_point.storage import load_network, save_network
 from workers.models.graph import ModelGraph
 from workers.models.read_model import read_model
 from workers.models.write_pt2 import write_pt2
 
 
+@dataclass(frozen=True)
+class State:
+    """What a step leaves to the next: the network, and where it is one of integers, these; the network is then their simulation."""
+
+    graph: ModelGraph
+    integers: IntegerNetwork | None = None
+
+
 class Manifest(BaseModel):
     made_from: str
     sha256: str
+    integers_sha256: str | None = None
     report: StepReport
 
 
@@ -37,31 +50,44 @@ class Checkpoints:
         self._job = job
         folder.mkdir(parents=True, exist_ok=True)
 
-    def load(self, index: int, uploaded: ModelGraph) -> tuple[ModelGraph, StepReport] | None:
-        """The network and report of a step that was done before, or None."""
+    def load(self, index: int, uploaded: ModelGraph) -> tuple[State, StepReport] | None:
+        """What was left by, and the report of, a step that was done before, or None."""
         try:
             manifest = Manifest.model_validate_json(self._manifest(index).read_bytes())
             if manifest.made_from != self._made_from(index) or manifest.sha256 != sha256_of(self._network(index)):
                 return None
-            return self._read(index, uploaded), manifest.report
+            if manifest.integers_sha256 not in (None, self._digest_of_integers(index)):
+                return None
+            return self._read(index, uploaded, is_integers=manifest.integers_sha256 is not None), manifest.report
         except (FileNotFoundError, ValidationError, ModelRefused):
             return None
 
-    def save(self, index: int, graph: ModelGraph, report: StepReport, uploaded: ModelGraph) -> ModelGraph:
-        """Keep a finished step, and return its network as it will be read again."""
-        partial = self._network(index).with_suffix(".partial")
-        write_pt2(graph, partial, pack_zeros=False)
+    def save(self, index: int, state: State, report: StepReport, uploaded: ModelGraph) -> State:
+        """Keep what a finished step left, and return it as it will be read again."""
+        self._write(self._network(index), lambda path: write_pt2(state.graph, path, pack_zeros=False))
+        if (integers := state.integers) is not None:
+            self._write(self._integers(index), lambda path: save_network(integers, path))
+        manifest = Manifest(
+            made_from=self._made_from(index),
+            sha256=sha256_of(self._network(index)),
+            integers_sha256=None if integers is None else self._digest_of_integers(index),
+            report=report,
+        )
+        write_atomically(self._manifest(index), manifest.model_dump_json())
+        return self._read(index, uploaded, is_integers=integers is not None)
+
+    def _write(self, path: Path, write: Callable[[Path], None]) -> None:
+        partial = path.with_suffix(".partial")
+        write(partial)
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        partial.replace(self._network(index))
-        manifest = Manifest(made_from=self._made_from(index), sha256=sha256_of(self._network(index)), report=report)
-        write_atomically(self._manifest(index), manifest.model_dump_json())
-        return self._read(index, uploaded)
+        partial.replace(path)
 
-    def _read(self, index: int, uploaded: ModelGraph) -> ModelGraph:
+    def _read(self, index: int, uploaded: ModelGraph, *, is_integers: bool) -> State:
         graph = read_model(self._network(index))
         # What the file can't say of itself: it comes from the upload.
-        return replace(graph, producer=uploaded.producer, opset=uploaded.opset, warnings=uploaded.warnings)
+        graph = replace(graph, producer=uploaded.producer, opset=uploaded.opset, warnings=uploaded.warnings)
+        return State(graph, load_network(self._integers(index)) if is_integers else None)
 
     def _made_from(self, index: int) -> str:
         """A digest of all that decides what the network after this step is."""
@@ -79,6 +105,12 @@ class Checkpoints:
 
     def _network(self, index: int) -> Path:
         return self._folder / f"step-{index}.pt2"
+
+    def _integers(self, index: int) -> Path:
+        return self._folder / f"step-{index}.npz"
+
+    def _digest_of_integers(self, index: int) -> str:
+        return sha256_of(self._integers(index))
 
     def _manifest(self, index: int) -> Path:
         return self._folder / f"step-{index}.json"

@@ -6,31 +6,42 @@ from pathlib import Path
 from typing import Literal, assert_never
 
 import numpy as np
+import torch
 
+from jobs.errors import VerificationFailed
 from jobs.folder import Compress
-from jobs.report import Accuracy, DeliveredFile
+from jobs.recipe import OutputFormat
+from jobs.report import Accuracy, DeliveredFile, IntegerNetworkReport, MemoryUse
 from workers.bench import Bench
-from workers.checkpoints import sha256_of
+from workers.checkpoints import State, sha256_of
+from workers.compression.fixed_point_plan import logits_of, without_tail
 from workers.datasets.roles import Part
+from workers.fixed_point.compile_c import find_compiler
+from workers.fixed_point.pack_weights import with_stored_integers
+from workers.fixed_point.run import IntegerRunner
+from workers.fixed_point.write_c import write_c
+from workers.fixed_point.write_qdq import write_qdq
 from workers.measurement.accuracy import Right, accuracy, accuracy_change
 from workers.measurement.operations import winograd_gemms
-from workers.measurement.outputs import batch_size_of
+from workers.measurement.outputs import batch_size_of, network_outputs
 from workers.measurement.size import file_size
 from workers.measurement.verify import RUNTIMES as RUNTIMES
 from workers.measurement.verify import Conditions, Original, Verified, classes, verify_file
+from workers.measurement.verify_c import run_c_source
 from workers.models.graph import ModelGraph
 from workers.models.lower_winograd import has_winograd
 from workers.models.write_onnx import write_onnx
 from workers.models.write_pt2 import write_pt2
 
-Format = Literal["onnx", "pt2"]
+Format = Literal["onnx", "pt2"]  # what a runtime opens
 
 LATENCY_SECONDS = 2.0
-MEDIA_TYPES: dict[Format, str] = {"onnx": "application/onnx", "pt2": "application/zip"}
+MEDIA_TYPES: dict[OutputFormat, str] = {"onnx": "application/onnx", "pt2": "application/zip", "c": "application/zip"}
+FILE_NAMES: dict[OutputFormat, str] = {"onnx": "model.onnx", "pt2": "model.pt2", "c": "model.c.zip"}
 
 
 def write_model(graph: ModelGraph, path: Path, form: Format, *, pack_zeros: bool) -> None:
-    """Write the network as a file of this format."""
+    """Write a floating-point network as a file of this format."""
     match form:
         case "onnx":
             write_onnx(graph, path, pack_zeros=pack_zeros)
@@ -40,13 +51,34 @@ def write_model(graph: ModelGraph, path: Path, form: Format, *, pack_zeros: bool
             assert_never(form)
 
 
+def write_state(state: State, path: Path, form: OutputFormat, *, pack_zeros: bool) -> MemoryUse | None:
+    """Write what the recipe has led to; of C source, returns what it takes of a microcontroller."""
+    integers = state.integers
+    if integers is None:
+        assert form != "c", "preflight asks for integers"
+        write_model(state.graph, path, form, pack_zeros=pack_zeros)
+        return None
+    match form:
+        case "onnx":
+            write_qdq(integers, state.graph, path, logits=logits_of(state.graph).name)
+        case "pt2":
+            write_pt2(with_stored_integers(state.graph, integers), path, pack_zeros=True)
+        case "c":
+            source = write_c(integers, path, name="model", example=None)
+            return MemoryUse(flash_bytes=source.flash_bytes, ram_bytes=source.ram_bytes)
+        case _:
+            assert_never(form)
+    return None
+
+
 class Delivery:
     """Tries delivered files on the images that the report's figures are taken on."""
 
-    def __init__(self, job: Compress, folder: Path, uploaded: ModelGraph, graph: ModelGraph, bench: Bench) -> None:
+    def __init__(self, job: Compress, folder: Path, uploaded: ModelGraph, state: State, bench: Bench) -> None:
         self._job = job
         self._uploaded = uploaded
-        self._graph = graph
+        self._graph = state.graph
+        self._integers = state.integers
         self._upload = folder / job.model.path
         self._work = folder / "work"
         self._bench = bench
@@ -55,12 +87,45 @@ class Delivery:
         self._targets = part.labels if bench.measure == "top1" and part.labels is not None else uploaded_answers
         self._right_before: Right = uploaded_answers == self._targets
         self.accuracy_before = self._accuracy(self._right_before)
-        self._expected = bench.outputs(graph, part)
+        self._expected = bench.outputs(state.graph, part)
         self._inputs = self._work / "verify.inputs.npy"
         self._write_inputs(part)
 
-    def measure(self, path: Path, form: Format) -> DeliveredFile:
+    def check_integers(self) -> IntegerNetworkReport | None:
+        """Run the integer network on the same images; raises `VerificationFailed` where its simulation gives other logits (F-8)."""
+        if self._integers is None:
+            return None
+        runner, simulation = IntegerRunner(self._integers), without_tail(self._graph)
+        differing, logits = 0, []
+        for batch in self._bench.batches(self._uploaded, self._bench.parts[self._bench.final_role]):
+            given = runner.run(runner.quantize_input(batch))
+            wanted = torch.from_numpy(network_outputs(simulation, [batch])).double().reshape(given.shape)
+            differing += int((runner.scores(given) != wanted).sum())
+            logits.append(given.to(torch.int32).numpy())
+        self._logits = np.concatenate(logits)
+        overflows = runner.executed.overflows
+        if differing or overflows:
+            raise VerificationFailed(
+                f"The integer network gives {differing} logits that its simulation doesn't, and {overflows} of its accumulators "
+                "leave 32 bits."
+            )
+        network = self._integers
+        taken, first = network.values[network.input].coding, network.values[network.convolutions[0].output].coding
+        return IntegerNetworkReport(
+            images=runner.executed.images,
+            differing_logits=differing,
+            overflows=overflows,
+            activation_bits=min(first.bits, taken.bits),
+            weight_bits=max(layer.weight_bits for layer in network.convolutions),
+            input_signed=taken.signed,
+            input_lengths=taken.lengths,
+            logit_length=network.values[network.output].coding.lengths[0],
+        )
+
+    def measure(self, path: Path, form: OutputFormat, memory: MemoryUse | None = None) -> DeliveredFile:
         """The file's figures, all of them from a fresh process; raises `VerificationFailed` if it doesn't behave."""
+        if form == "c":
+            return self._measure_c(path, memory)
         found, notes = None, []
         if form == "onnx" and self._bench.uploaded_format == "onnx":
             found = self._verify(path, form, original=self._upload)
@@ -102,6 +167,8 @@ class Delivery:
             conditions=conditions,
             scratch=self._work,
             gemms=winograd_gemms(self._graph) if form == "pt2" else None,
+            # ONNX Runtime rounds halves to even numbers.
+            agrees_by_class=self._integers is not None and form == "onnx",
             compared_with=self._originals(form, original),
         )
 
@@ -123,8 +190,55 @@ class Delivery:
 
     def clean_up(self) -> None:
         """Remove what only the verification needed."""
-        for path in (self._inputs, *(self._work / f"original.{form}" for form in MEDIA_TYPES)):
+        for path in (self._inputs, *(self._work / f"original.{form}" for form in RUNTIMES)):
             path.unlink(missing_ok=True)
+
+    def _measure_c(self, path: Path, memory: MemoryUse | None) -> DeliveredFile:
+        """Compile the source and run it on all images: it must give the integer network's logits to the last bit."""
+        assert self._integers is not None
+        notes = [
+            "Compile it with any C99 compiler, such as cc -std=c99 -O2; README.txt in the archive says how to call it."
+        ]
+        compiler = find_compiler()
+        if compiler is None:
+            notes.append("It was not compiled here, where there is no C compiler: main.c tests it on an example.")
+            return self._c_file(path, memory, None, None, notes)
+        runner = IntegerRunner(self._integers)
+        inputs = np.load(self._inputs, mmap_mode="r", allow_pickle=False)
+        size = batch_size_of(self._uploaded)
+        parts = [torch.from_numpy(np.array(inputs[start : start + size])) for start in range(0, len(inputs), size)]
+        integers = np.concatenate([runner.quantize_input(part).numpy() for part in parts])
+        compiled = run_c_source(path, integers, scratch=self._work, compiler=compiler)
+        if not np.array_equal(compiled.logits, self._logits):
+            different = int((compiled.logits != self._logits).any(axis=1).sum())
+            raise VerificationFailed(
+                f"{path.name} gives other logits than the integer network on {different} of {len(integers)} images.",
+                file=path.name,
+            )
+        notes.append(
+            f"Compiled here without a warning ({compiled.command}); its logits are those of the integer network on all "
+            f"{len(integers):,} images, {compiled.milliseconds:.3f} ms each on one core."
+        )
+        return self._c_file(path, memory, classes(compiled.logits) == self._targets, 100.0, notes)
+
+    def _c_file(
+        self, path: Path, memory: MemoryUse | None, right: Right | None, agreement: float | None, notes: list[str]
+    ) -> DeliveredFile:
+        return DeliveredFile(
+            name=path.name,
+            format="c",
+            sha256=sha256_of(path),
+            size=file_size(path),
+            accuracy=None if right is None else self._accuracy(right),
+            change=None if right is None else accuracy_change(self._right_before, right),
+            max_abs_difference=0.0,
+            agreement_percent=agreement,
+            latency=None,
+            latency_original=None,
+            speedup=None,
+            memory=memory,
+            notes=tuple(notes),
+        )
 
     def _delivered(self, path: Path, form: Format, found: Verified, notes: list[str]) -> DeliveredFile:
         right = classes(found.outputs) == self._targets

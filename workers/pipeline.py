@@ -24,21 +24,23 @@ from jobs.errors import RecipeRefused
 from jobs.folder import Compress, Outcome, OutputFile, write_atomically
 from jobs.inspection import DatasetInspection, ModelInspection
 from jobs.preflight import Role, check_recipe, learns
-from jobs.recipe import Finetune, PruneWeights, PruneWinograd, Step
-from jobs.report import LayerReport, Provenance, Report, StepReport
+from jobs.recipe import Finetune, PruneWeights, PruneWinograd, QuantizeFixedPoint, Step, TrainingOptions
+from jobs.report import DeliveredFile, LayerReport, Provenance, Report, StepReport, Totals
 from workers.bench import Bench
-from workers.checkpoints import Checkpoints
+from workers.checkpoints import Checkpoints, State
 from workers.compression.finetune import finetune
 from workers.compression.prune_weights import prune_weights
 from workers.compression.prune_winograd import Surroundings, prune_winograd
+from workers.compression.quantize_fixed_point import Surroundings as FixedPointSurroundings
+from workers.compression.quantize_fixed_point import quantize_fixed_point
 from workers.compression.suffix_evaluator import SuffixEvaluator
-from workers.compression.winograd_moments import measure_moments
 from workers.compression.winograd_training import Trainer
 from workers.datasets.dataset import Dataset
 from workers.datasets.preprocess import fit_dataset
 from workers.datasets.read_dataset import read_dataset
 from workers.datasets.roles import RoleFile, assign_roles
-from workers.delivery import MEDIA_TYPES, RUNTIMES, Delivery, device_name, write_model
+from workers.delivery import FILE_NAMES, MEDIA_TYPES, RUNTIMES, Delivery, device_name, write_state
+from workers.fixed_point.network import IntegerNetwork
 from workers.measurement.size import file_size, nonzeros, totals
 from workers.models.graph import ModelGraph, layers, parameter
 from workers.models.inspect_model import describe
@@ -48,6 +50,7 @@ from workers.progress import Phases, ReportProgress, StepProgress
 from workers.verdict import judge, notes_on_zeros
 
 ZEROS_ARE_NOT_SPEED = "unstructured zeros do not speed up dense kernels"
+FLOATS_ARE_NOT_FASTER = "in torch, integers are computed as the floating-point numbers that they stand for"
 
 # Where the phases of a job begin and end in its progress; the steps share the middle by number.
 _STEPS_BEGIN, _STEPS_END, _VERIFYING = 0.05, 0.85, 0.87
@@ -75,24 +78,28 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
         bench = Bench(job, uploaded, inspection, parts)
         warnings = bench.health_warnings()
 
-    graph, steps = _run_steps(job, uploaded, bench, Checkpoints(work / "checkpoints", job), phases)
+    state, steps = _run_steps(job, uploaded, bench, Checkpoints(work / "checkpoints", job), phases)
+    graph = state.graph
 
     macs = {layer.name: layer.macs for layer in inspection.layers}
-    before, after = totals(uploaded, macs), totals(graph, multiply_adds(graph))
+    bits = {layer.layer: layer.weight_bits for layer in state.integers.convolutions} if state.integers else {}
+    before, after = totals(uploaded, macs), totals(graph, multiply_adds(graph), bits)
     with phases("writing", _STEPS_END):
-        for form in job.outputs:
-            # Zeros are packed only where that makes the file smaller.
-            write_model(graph, outputs / f"model.{form}", form, pack_zeros=after.bitmap_bytes < after.dense_bytes)
+        # Zeros are packed only where that makes the file smaller.
+        pays = after.bitmap_bytes < after.dense_bytes
+        memory = {form: write_state(state, outputs / FILE_NAMES[form], form, pack_zeros=pays) for form in job.outputs}
 
     with phases("verifying", _VERIFYING):
-        delivery = Delivery(job, folder, uploaded, graph, bench)
+        delivery = Delivery(job, folder, uploaded, state, bench)
+        integers = delivery.check_integers()
         delivered = []
         for number, form in enumerate(job.outputs):
-            phases.report("verifying", _VERIFYING + (1 - _VERIFYING) * number / len(job.outputs), f"model.{form}")
-            delivered.append(delivery.measure(outputs / f"model.{form}", form))
+            name = FILE_NAMES[form]
+            phases.report("verifying", _VERIFYING + (1 - _VERIFYING) * number / len(job.outputs), name)
+            delivered.append(delivery.measure(outputs / name, form, memory[form]))
         delivery.clean_up()
 
-    judged = next((file for file in delivered if RUNTIMES[file.format] == job.target.runtime), delivered[0])
+    judged = next((file for file in delivered if RUNTIMES.get(file.format) == job.target.runtime), delivered[0])
     original_size = file_size(upload)
     verdict = judge(
         before=delivery.accuracy_before,
@@ -102,7 +109,7 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
         original_format=inspection.format,
         delivered=judged,
         limits=job.limits,
-        why_not_faster=ZEROS_ARE_NOT_SPEED if after.nonzeros < before.nonzeros else None,
+        why_not_faster=_why_not_faster(state, judged, before, after),
     )
     report = Report(
         verdict=verdict,
@@ -115,14 +122,15 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
         original_size=original_size,
         files=tuple(delivered),
         steps=tuple(steps),
-        layers=_layer_reports(graph, inspection),
+        layers=_layer_reports(graph, inspection, bits),
+        integers=integers,
         data=tuple(part.as_report() for part in parts.values()),
         provenance=_provenance(job, phases),
         warnings=(*inspection.warnings, *warnings, *notes_on_zeros(before, after, original_size, delivered)),
     )
     write_atomically(outputs / "report.json", canonical_json(report))
     phases.event("finished", 1.0)
-    models = (OutputFile(path=f"model.{form}", kind="model", media_type=MEDIA_TYPES[form]) for form in job.outputs)
+    models = (OutputFile(path=FILE_NAMES[form], kind="model", media_type=MEDIA_TYPES[form]) for form in job.outputs)
     report_file = OutputFile(path="report.json", kind="report", media_type="application/json")
     return Outcome(outputs=(*models, report_file), verdict=verdict.sentence)
 
@@ -134,9 +142,9 @@ def canonical_json(report: Report) -> str:
 
 def _run_steps(
     job: Compress, uploaded: ModelGraph, bench: Bench, checkpoints: Checkpoints, phases: Phases
-) -> tuple[ModelGraph, list[StepReport]]:
-    """The network after all steps, and what each has to report; steps that an earlier attempt finished are not done again."""
-    graph, reports = uploaded, list[StepReport]()
+) -> tuple[State, list[StepReport]]:
+    """What is left after all steps, and what each has to report; steps that an earlier attempt finished are not done again."""
+    state, reports = State(uploaded), list[StepReport]()
     share = (_STEPS_END - _STEPS_BEGIN) / len(job.recipe)
     for index, step in enumerate(job.recipe):
         begin = _STEPS_BEGIN + share * index
@@ -145,7 +153,7 @@ def _run_steps(
             if done is None:
                 before = reports[-1].accuracy_after if reports else bench.selection_accuracy(uploaded)
                 started = time.monotonic()
-                result = _run_step(step, graph, bench, phases.within(step.kind, index, begin, begin + share))
+                result = _run_step(step, state.graph, bench, phases.within(step.kind, index, begin, begin + share))
                 report = StepReport(
                     kind=step.kind,
                     seconds=time.monotonic() - started,
@@ -156,10 +164,10 @@ def _run_steps(
                     details=result.details,
                     warnings=result.warnings,
                 )
-                done = checkpoints.save(index, result.graph, report, uploaded), report
-            graph, report = done
+                done = checkpoints.save(index, State(result.graph, result.integers), report, uploaded), report
+            state, report = done
             reports.append(report)
-    return graph, reports
+    return state, reports
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,7 @@ class _StepResult:
     measured_change_pp: float | None
     details: dict[str, Any]
     warnings: tuple[str, ...]
+    integers: IntegerNetwork | None = None
 
 
 def _run_step(step: Step, graph: ModelGraph, bench: Bench, on_progress: StepProgress) -> _StepResult:
@@ -177,6 +186,8 @@ def _run_step(step: Step, graph: ModelGraph, bench: Bench, on_progress: StepProg
             return _prune_weights(step, graph, bench, on_progress)
         case PruneWinograd():
             return _prune_winograd(step, graph, bench, on_progress)
+        case QuantizeFixedPoint():
+            return _quantize_fixed_point(step, graph, bench, on_progress)
         case Finetune():
             return _finetune(step, graph, bench, on_progress)
         case _:
@@ -202,7 +213,7 @@ def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_pro
         train = Trainer(bench.training_images(), step.training, bench.job.seed, graph, bench.uploaded, on_progress)
     examples = bench.pruning_examples(step.images_per_class)
     surroundings = Surroundings(
-        measure=lambda network, names: measure_moments(network, names, bench.calibration_batches(network)),
+        calibration=bench.calibration_batches,
         evaluator_of=lambda network: SuffixEvaluator(network, examples, cache_mib=step.cache_mib),
         evaluate=bench.selection_percent,
         train=train,
@@ -211,6 +222,30 @@ def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_pro
     result = prune_winograd(graph, step, surroundings, on_progress)
     return _StepResult(
         result.graph, result.predicted_change_pp, result.measured_change_pp, result.as_details(), result.warnings
+    )
+
+
+def _quantize_fixed_point(
+    step: QuantizeFixedPoint, graph: ModelGraph, bench: Bench, on_progress: StepProgress
+) -> _StepResult:
+    def trained(network: ModelGraph, options: TrainingOptions) -> ModelGraph:
+        # Whether the result is kept is for the step to judge, so nothing is evaluated here.
+        result = finetune(
+            network, bench.training_images(), options, seed=bench.job.seed, teacher=bench.uploaded, evaluate=None,
+            on_progress=on_progress,
+        )  # fmt: skip
+        return result.graph
+
+    pretraining, training = step.pretraining, step.training
+    surroundings = FixedPointSurroundings(
+        calibration=bench.calibration_batches,
+        evaluate=bench.selection_percent,
+        pretrain=None if pretraining is None else lambda network: trained(network, pretraining),
+        retrain=None if training is None else lambda network: trained(network, training),
+    )
+    result = quantize_fixed_point(graph, step, surroundings, on_progress)
+    return _StepResult(
+        result.graph, None, result.measured_change_pp, result.as_details(), result.warnings, result.network
     )
 
 
@@ -243,13 +278,19 @@ def _refuse_what_cannot_run(job: Compress, given: Mapping[Role, Dataset], inspec
         )
         for role, dataset in given.items()
     }
-    problems = check_recipe(job.recipe, described, inspection, job.preprocess)
+    problems = check_recipe(job.recipe, described, inspection, job.preprocess, job.outputs)
     if problems:
         first = problems[0]
         raise RecipeRefused(first.message, hint=first.hint, pointer=first.pointer)
 
 
-def _layer_reports(graph: ModelGraph, inspection: ModelInspection) -> tuple[LayerReport, ...]:
+def _why_not_faster(state: State, judged: DeliveredFile, before: Totals, after: Totals) -> str | None:
+    if state.integers is not None:
+        return FLOATS_ARE_NOT_FASTER if judged.format == "pt2" else None
+    return ZEROS_ARE_NOT_SPEED if after.nonzeros < before.nonzeros else None
+
+
+def _layer_reports(graph: ModelGraph, inspection: ModelInspection, bits: Mapping[str, int]) -> tuple[LayerReport, ...]:
     known, work = {layer.name: layer for layer in inspection.layers}, multiply_adds(graph)
     reports = []
     for layer in layers(graph):
@@ -262,7 +303,7 @@ def _layer_reports(graph: ModelGraph, inspection: ModelInspection) -> tuple[Laye
                 weights=weight.numel(),
                 nonzeros=nonzeros(weight),
                 sparsity=1 - nonzeros(weight) / weight.numel(),
-                bits=8 * weight.element_size(),
+                bits=bits.get(layer.name, 8 * weight.element_size()),
                 macs=work[layer.name],
                 eligible={} if info is None else {kind: found.reason for kind, found in info.steps.items()},
             )

@@ -1,5 +1,5 @@
 """What a user does with a delivered file: nothing of Winnow but the library
-`winograd`, a fresh process, plain ONNX Runtime or plain PyTorch.
+`winograd`, a fresh process, plain ONNX Runtime, plain PyTorch or a C compiler.
 
     python -I predict.py MODEL IMAGES SCALE MEAN STD
 
@@ -7,7 +7,12 @@ prints how many images it classifies correctly, as JSON. MEAN and STD are JSON l
 """
 
 import json
+import re
+import subprocess
 import sys
+import tempfile
+import zipfile
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +23,8 @@ def main() -> None:
     per_channel = (1, -1, 1, 1)
     x = stored["x"].astype(np.float32) * np.float32(scale)
     x = (x - np.float32(json.loads(mean)).reshape(per_channel)) / np.float32(json.loads(std)).reshape(per_channel)
-    scores = run_onnx(model, x) if model.endswith(".onnx") else run_pt2(model, x)
+    run = run_onnx if model.endswith(".onnx") else run_c if model.endswith(".c.zip") else run_pt2
+    scores = run(model, x)
     forbidden = {"winnow", "workers", "jobs", "service"} & set(sys.modules)
     assert not forbidden, forbidden
     print(json.dumps({"images": len(x), "correct": int((scores.argmax(axis=1) == stored["y"]).sum())}))
@@ -40,6 +46,28 @@ def run_pt2(path: str, x: np.ndarray) -> np.ndarray:  # float32
     with torch.no_grad():
         scores = torch.export.load(path).module()(torch.from_numpy(x))
     return np.asarray(scores)
+
+
+def run_c(path: str, x: np.ndarray) -> np.ndarray:  # logits, int32
+    """Compile the archive with whatever C compiler there is, and feed its test program with the header's integers."""
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(path) as archive:
+            archive.extractall(folder)
+        header = (Path(folder) / "model.h").read_text()
+        source = (Path(folder) / "model.c").read_text()
+        subprocess.run(
+            ["cc", "-std=c99", "-O2", "-Wall", "-Wextra", "-Werror", "-o", "model", "model.c", "main.c"],
+            cwd=folder, check=True,
+        )  # fmt: skip
+        subprocess.run(["./model"], cwd=folder, check=True, stdout=subprocess.DEVNULL)  # its own test
+        (lengths,) = re.findall(r"model_input_lengths\[\w+\] = \{([^}]*)\}", source)
+        (dtype,) = re.findall(r"typedef (u?int\d+)_t model_input_t;", header)
+        scale = np.exp2(np.array([int(length) for length in lengths.split(",")], np.float64)).reshape(1, -1, 1, 1)
+        limits = np.iinfo(dtype)
+        integers = np.clip(np.floor(x * scale + 0.5), limits.min, limits.max).astype(dtype)
+        integers.tofile(Path(folder) / "inputs.bin")
+        answer = subprocess.run(["./model", "inputs.bin"], cwd=folder, check=True, stdout=subprocess.PIPE)
+        return np.frombuffer(answer.stdout, np.int32).reshape(len(x), -1)
 
 
 if __name__ == "__main__":

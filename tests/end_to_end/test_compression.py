@@ -176,6 +176,24 @@ def test_w13_a_stored_job_prunes_winograd_positions_over_http(winnow: Client, di
     check_files(done, digits / "test.npz", DIGITS_PREPROCESS)
 
 
+def test_f11_a_stored_job_makes_integers_over_http(winnow: Client, digits: Path, tmp_path: Path) -> None:
+    """Claims 11 to 21: the device that uses the network is any with a C compiler; it finds what the report says."""
+    request = {
+        "model": ready(winnow, "model", digits / "digits.onnx"),
+        "data": {role: ready(winnow, "dataset", digits / f"{role}.npz") for role in ("selection", "test")},
+        "preprocess": DIGITS_PREPROCESS,
+        "recipe": [{"kind": "quantize_fixed_point"}],
+        "outputs": ["onnx", "pt2", "c"],
+    }
+    done = finished(winnow, winnow.submit(request).id, tmp_path)
+    assert done.files.keys() == {"model.onnx", "model.pt2", "model.c.zip", "report.json"}
+    assert done.report["integers"]["differing_logits"] == 0
+    (source,) = [file for file in done.report["files"] if file["format"] == "c"]
+    assert "its logits are those of the integer network on all" in " ".join(source["notes"])
+    assert source["memory"]["flash_bytes"] < 0.3 * (digits / "digits.onnx").stat().st_size
+    check_files(done, digits / "test.npz", DIGITS_PREPROCESS)
+
+
 def test_resnet20_is_pruned_and_verified(winnow: Client, data_folder: Path, tmp_path: Path) -> None:
     data = {}
     for role, source in (("selection", "cifar10_train_25000_39999"), ("test", "cifar10_test_0000_4999")):

@@ -6,7 +6,7 @@ import pytest
 
 from jobs.inspection import DatasetInspection, Eligibility, LayerInfo, ModelInspection, TensorInfo
 from jobs.preflight import Problem, Role, check_recipe, estimate, fitted_shape, is_channels_last, roles_played
-from jobs.recipe import Finetune, Preprocess, PruneWeights, Step
+from jobs.recipe import Finetune, Preprocess, PruneWeights, PruneWinograd, QuantizeFixedPoint, Step, TrainingOptions
 
 TO_UNIT = Preprocess(scale=1 / 255)
 
@@ -71,6 +71,41 @@ def test_a_job_that_can_run_has_no_problem() -> None:
     assert check() == []
     assert check((prune(), finetune())) == []
     assert check((finetune(),), {"train": data(), "test": data()}) == []
+
+
+def fixed_point(**options: Any) -> QuantizeFixedPoint:
+    return QuantizeFixedPoint(kind="quantize_fixed_point", **options)
+
+
+def test_integers_are_the_end_of_a_recipe() -> None:
+    assert check((prune(), fixed_point())) == []
+    (problem,) = check((fixed_point(), prune()))
+    assert problem.pointer == "/recipe/0"
+    assert "prune_weights can't work" in problem.message
+    (problem,) = check((PruneWinograd(kind="prune_winograd"), fixed_point()))
+    assert problem.pointer == "/recipe/0"
+    assert "Winograd convolutions" in problem.message
+
+
+def test_c_source_is_written_of_integers_only() -> None:
+    assert check_recipe((fixed_point(),), {"selection": data()}, model(), TO_UNIT, ("onnx", "c")) == []
+    (problem,) = check_recipe((prune(),), {"selection": data()}, model(), TO_UNIT, ("onnx", "c"))
+    assert problem.pointer == "/outputs/1"
+    assert problem.hint is not None
+    assert "quantize_fixed_point" in problem.hint
+
+
+def test_fixed_point_needs_training_images_only_where_it_trains() -> None:
+    training = TrainingOptions(epochs=1)
+    for step in (fixed_point(training=training), fixed_point(statistics="training", pretraining=training)):
+        (problem,) = check((step,), {"selection": data(), "test": data()})
+        assert problem.pointer == "/data/train"
+    assert check((fixed_point(),), {"selection": data(), "test": data()}) == []
+    labels = fixed_point(training=TrainingOptions(loss="labels"))
+    (problem,) = check((labels,), {"train": data(labelled=False, class_counts={}), "selection": data()})
+    assert problem.pointer == "/recipe/0/training/loss"
+    cost = estimate((fixed_point(calibration_images=50),), {"selection": data()}, model())
+    assert cost["steps"][0]["images"] == 50
 
 
 def test_missing_role_is_named_with_the_step_that_needs_it() -> None:

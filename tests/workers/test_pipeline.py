@@ -125,6 +125,52 @@ def test_w9_winograd_pruning_is_delivered_and_verified(tmp_path: Path, model: Pa
     assert outcome.error is None, outcome.error
 
 
+def test_f8_integers_are_delivered_and_verified(tmp_path: Path, model: Path) -> None:
+    """Pruned zeros stay zeros, each file is measured, and the same request gives the same bytes, also after an interruption."""
+    recipe: list[dict[str, Any]] = [
+        {"kind": "prune_weights", "max_drop_pp": 2.0, "rate_step": 0.3},
+        {"kind": "quantize_fixed_point", "calibration_images": 200},
+    ]
+    folders = [
+        lay_out_job(tmp_path / name, model, held_out(), recipe=recipe, outputs=["onnx", "pt2", "c"])
+        for name in ("job", "again")
+    ]
+    for folder in folders:
+        outcome, _ = run(folder)
+        assert outcome.error is None, outcome.error
+    report = report_of(folders[0])
+    files = {file.format: file for file in report.files}
+    assert {file.name for file in report.files} == {"model.onnx", "model.pt2", "model.c.zip"}
+    assert report.integers is not None
+    assert report.integers.images == files["c"].accuracy.images if files["c"].accuracy else 0
+    assert (report.integers.differing_logits, report.integers.overflows) == (0, 0)
+    # C and torch compute the same integers; ONNX Runtime rounds a few in another way.
+    assert files["c"].accuracy == files["pt2"].accuracy
+    assert files["pt2"].max_abs_difference == 0
+    assert files["onnx"].agreement_percent is not None
+    assert files["onnx"].agreement_percent >= 99
+    assert files["c"].memory is not None
+    assert files["c"].memory.flash_bytes < 0.4 * report.before.dense_bytes
+    assert all(layer.bits == 8 for layer in report.layers)
+    assert report.after.weight_bits * 4 == report.before.weight_bits
+    zeros = {layer["layer"]: layer["zeros"] for layer in report.steps[0].details["layers"]}
+    for layer in report.layers:
+        assert layer.weights - layer.nonzeros >= zeros[layer.name]
+    details = report.steps[1].details
+    assert [layer["layer"] for layer in details["layers"]] == [layer.name for layer in report.layers]
+
+    # A lost attempt goes on from the checkpoints, and ends in the same bytes.
+    names = [file.name for file in report.files]
+    first = [(folders[0] / "outputs" / name).read_bytes() for name in names]
+    assert first == [(folders[1] / "outputs" / name).read_bytes() for name in names]
+    for name in names:
+        (folders[0] / "outputs" / name).unlink()
+    outcome, progress = run(folders[0])
+    assert outcome.error is None
+    assert first == [(folders[0] / "outputs" / name).read_bytes() for name in names]
+    assert not any(line.message and line.message.startswith("Quantizing") for line in progress)
+
+
 def test_missed_limit_is_in_the_verdict_and_the_best_result_is_delivered(tmp_path: Path, model: Path) -> None:
     folder = lay_out_job(
         tmp_path / "job",

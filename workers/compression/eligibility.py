@@ -3,14 +3,20 @@
 import torch
 from torch import Tensor
 
+from jobs.errors import RecipeRefused
+from workers.compression.fixed_point_plan import make_plan
+from workers.compression.fold_batchnorm import fold_batchnorm
 from workers.compression.winograd_layers import why_not_winograd
-from workers.models.graph import Layer
+from workers.models.graph import Layer, ModelGraph
 
 SMALLEST_LAYER = 16  # a distribution of fewer weights says nothing
 
 
-def why_not(step_kind: str, layer: Layer, weight: Tensor) -> str | None:
-    """The reason why `step_kind` leaves a layer with this weight alone, or None if it can work on it."""
+def why_not(step_kind: str, layer: Layer, weight: Tensor, in_integers: str | None = None) -> str | None:
+    """The reason why `step_kind` leaves a layer with this weight alone, or None if it can work on it.
+
+    `in_integers` is why the whole network can't be made of integers (`why_not_in_integers`).
+    """
     if not weight.is_floating_point():
         return f"its weights are {str(weight.dtype).removeprefix('torch.')}, not floating point"
     match step_kind:
@@ -18,10 +24,21 @@ def why_not(step_kind: str, layer: Layer, weight: Tensor) -> str | None:
             return _why_not_prune(layer, weight)
         case "prune_winograd":
             return why_not_winograd(layer, weight.dtype)
+        case "quantize_fixed_point":
+            return in_integers
         case "finetune":
             return None
         case _:
             return f"{step_kind} is not a step that Winnow knows"
+
+
+def why_not_in_integers(graph: ModelGraph) -> str | None:
+    """The reason why a network can't be made of integers, all of it or nothing; None if it can."""
+    try:
+        make_plan(fold_batchnorm(graph))
+    except RecipeRefused as refused:
+        return str(refused)
+    return None
 
 
 def _why_not_prune(layer: Layer, weight: Tensor) -> str | None:

@@ -98,7 +98,7 @@ class _Planner:
         self._graph = _with_own_parameters(_with_depthwise_norms(folded))
         self._shapes = infer_shapes(self._graph)
         (self._input,) = [node for node in self._graph.module.graph.nodes if node.op == "placeholder"]
-        self._logits = self._find_logits()
+        self._logits = logits_of(self._graph)
         self._operations: list[Planned] = []
         self._stored = {self._input}
         self._uniform: set[str] = set()
@@ -297,15 +297,24 @@ class _Planner:
         if node.target is aten.linear.default and len(self._shapes[node.name]) != 2:
             raise _refusal(node, "a linear layer over more than two dimensions isn't done in integers")
 
-    def _find_logits(self) -> fx.Node:
-        """The last node before the tail."""
-        output = self._graph.module.graph.output_node().all_input_nodes
-        if len(output) != 1:
-            raise RecipeRefused("quantize_fixed_point works on networks with one output.")
-        node = output[0]
-        while node.target in _TAIL and len(node.all_input_nodes[0].users) == 1:
-            node = node.all_input_nodes[0]
-        return node
+
+def logits_of(graph: ModelGraph) -> fx.Node:
+    """The node whose value a classifier's scores are, before what comes after the last layer (the tail)."""
+    output = graph.module.graph.output_node().all_input_nodes
+    if len(output) != 1:
+        raise RecipeRefused("quantize_fixed_point works on networks with one output.")
+    node = output[0]
+    while node.target in _TAIL and len(node.all_input_nodes[0].users) == 1:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def without_tail(graph: ModelGraph) -> ModelGraph:
+    """A copy that gives the logits themselves."""
+    cut = copy_graph(graph)
+    cut.module.graph.output_node().args = ((logits_of(cut),),)
+    cut.module.recompile()
+    return cut
 
 
 def _with_depthwise_norms(graph: ModelGraph) -> ModelGraph:

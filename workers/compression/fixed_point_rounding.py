@@ -61,12 +61,15 @@ def measure(
     for given, wanted in pairs:
         x, t = geometry.patches(given.float()), geometry.patches(wanted.float())
         count += x.shape[2]
-        sums += x.sum(2, dtype=torch.float64)
-        target_sums += t.sum(2, dtype=torch.float64)
-        power += x.square().sum(2, dtype=torch.float64)
+        sums += x.sum(2)
+        target_sums += t.sum(2)
         if is_held:
             squares += x @ x.transpose(1, 2)
             crosses += t @ x.transpose(1, 2)
+        else:
+            power += x.square().sum(2)
+    if is_held:
+        power = squares.diagonal(dim1=1, dim2=2).clone()
     mean, target_mean, power = (total / max(1, count) for total in (sums, target_sums, power))
     if not is_held:
         return InputMoments(mean, target_mean, power, None, None)

@@ -24,24 +24,28 @@ def file_size(path: Path) -> FileSize:
     return FileSize(bytes=size, deflated_bytes=deflated + len(deflate.flush()))
 
 
-def totals(graph: ModelGraph, macs: Mapping[str, int]) -> Totals:
-    """Size and work of a network; `macs` by layer name, for one image.
+def totals(graph: ModelGraph, macs: Mapping[str, int], bits_of: Mapping[str, int] | None = None) -> Totals:
+    """Size and work of a network; `macs` by layer name, for one image, and `bits_of` a weight where it isn't its number's.
 
     Only the weights of layers are counted as sparse; all else is stored as it is.
     """
     sparse = {layer.weight: parameter(graph, layer.weight) for layer in layers(graph)}
+    bits = {
+        layer.weight: (bits_of or {}).get(layer.name, 8 * sparse[layer.weight].element_size())
+        for layer in layers(graph)
+    }
     others = [value for name, value in graph.module.named_parameters() if name not in sparse]
     rest = sum(value.numel() * value.element_size() for value in others)
     operations = count_operations(graph, macs)
     return Totals(
         parameters=sum(value.numel() for value in [*sparse.values(), *others]),
         nonzeros=sum(nonzeros(value) for value in [*sparse.values(), *others]),
-        weight_bits=sum(8 * value.numel() * value.element_size() for value in sparse.values()),
+        weight_bits=sum(bits[name] * value.numel() for name, value in sparse.items()),
         multiplications=sum(count.dense for count in operations.values()),
         effective_multiplications=sum(count.effective for count in operations.values()),
-        dense_bytes=rest + sum(value.numel() * value.element_size() for value in sparse.values()),
-        bitmap_bytes=rest + sum(bitmap_bytes(value) for value in sparse.values()),
-        csr_bytes=rest + sum(csr_bytes(value) for value in sparse.values()),
+        dense_bytes=rest + sum(_bytes(bits[name] * value.numel()) for name, value in sparse.items()),
+        bitmap_bytes=rest + sum(bitmap_bytes(value, bits[name]) for name, value in sparse.items()),
+        csr_bytes=rest + sum(csr_bytes(value, bits[name]) for name, value in sparse.items()),
     )
 
 
@@ -49,14 +53,19 @@ def nonzeros(weight: Tensor) -> int:
     return int(weight.count_nonzero())
 
 
-def bitmap_bytes(weight: Tensor) -> int:
-    """One bit a weight says whether it is zero; the others follow each other."""
-    return -(-weight.numel() // 8) + nonzeros(weight) * weight.element_size()
+def bitmap_bytes(weight: Tensor, bits: int | None = None) -> int:
+    """One bit a weight says whether it is zero; the others follow each other, each of `bits` or as they are."""
+    return _bytes(weight.numel()) + _bytes(nonzeros(weight) * (bits or 8 * weight.element_size()))
 
 
-def csr_bytes(weight: Tensor) -> int:
+def csr_bytes(weight: Tensor, bits: int | None = None) -> int:
     """Compressed sparse rows of the matrix (K, C*R*S): values, column indices of the fewest bytes, 4-byte row starts."""
     rows = weight.shape[0]
     columns = weight.numel() // max(1, rows)
     index_bytes = 1 if columns <= 2**8 else 2 if columns <= 2**16 else 4
-    return nonzeros(weight) * (weight.element_size() + index_bytes) + 4 * (rows + 1)
+    of_values = _bytes(nonzeros(weight) * (bits or 8 * weight.element_size()))
+    return of_values + nonzeros(weight) * index_bytes + 4 * (rows + 1)
+
+
+def _bytes(bits: int) -> int:
+    return -(-bits // 8)

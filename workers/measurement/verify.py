@@ -6,6 +6,7 @@ precision keeps three, of which it loses one. A wrong layer is far beyond either
 """
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -26,7 +27,7 @@ RELATIVE_TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 3e-2}
 # Images whose class may differ, because two scores are closer to each other than the tolerance.
 LEAST_AGREEMENT_PERCENT = 99.5
 
-RUNTIMES: dict[Literal["onnx", "pt2"], str] = {"onnx": "onnxruntime", "pt2": "torch"}
+RUNTIMES: dict[str, str] = {"onnx": "onnxruntime", "pt2": "torch"}
 
 Scores = npt.NDArray[np.floating]  # (n, classes), or whatever the first output is
 
@@ -79,12 +80,14 @@ def verify_file(
     conditions: Conditions,
     scratch: Path,
     gemms: int | None = None,
+    agrees_by_class: bool = False,
     compared_with: Sequence[Original] = (),
 ) -> Verified:
     """Run the file at `path` on `inputs` (an .npy file) and compare its first output with `expected`.
 
     `original` is a file of the same format to time it against, by turns; so are those of `compared_with`, of any format. A
-    .pt2 file must take exactly `gemms` matrix multiplications in Winograd convolutions, if given. Raises
+    .pt2 file must take exactly `gemms` matrix multiplications in Winograd convolutions, if given. `agrees_by_class` is for
+    integers that a runtime rounds in its own way: their differences are told, and classes must agree. Raises
     `VerificationFailed`.
     """
     outputs_path = scratch / f"verified.{file_format}.npy"
@@ -110,7 +113,8 @@ def verify_file(
     )
     outputs = np.load(outputs_path, allow_pickle=False)
     outputs_path.unlink()
-    difference, agreement = compare_outputs(outputs, expected, name=path.name)
+    tolerance = math.inf if agrees_by_class else None
+    difference, agreement = compare_outputs(outputs, expected, name=path.name, tolerance=tolerance)
     executed = None if answer["executed"] is None else ExecutedOperations.model_validate(answer["executed"])
     if gemms is not None:
         _check_gemms(0 if executed is None else executed.gemms, gemms, name=path.name)
@@ -164,8 +168,13 @@ def _comparison(
     )
 
 
-def compare_outputs(outputs: Scores, expected: Scores, *, name: str) -> tuple[float, float]:
-    """Largest difference and agreement of the classes in percent, or `VerificationFailed` if they are not the same network's."""
+def compare_outputs(
+    outputs: Scores, expected: Scores, *, name: str, tolerance: float | None = None
+) -> tuple[float, float]:
+    """Largest difference and agreement of the classes in percent, or `VerificationFailed` if they are not the same network's.
+
+    `tolerance` is relative to the largest output; by default that of the outputs' precision.
+    """
     if outputs.shape != expected.shape or outputs.dtype != expected.dtype:
         raise VerificationFailed(
             f"{name} gives {outputs.dtype} {outputs.shape} where the network in memory gives "
@@ -175,7 +184,8 @@ def compare_outputs(outputs: Scores, expected: Scores, *, name: str) -> tuple[fl
     if not np.isfinite(outputs).all():
         raise VerificationFailed(f"{name} gives values that are not finite.", file=name)
     difference = float(np.abs(outputs.astype(np.float64) - expected.astype(np.float64)).max())
-    allowed = RELATIVE_TOLERANCE[expected.dtype.name] * max(1.0, float(np.abs(expected).max()))
+    relative = RELATIVE_TOLERANCE[expected.dtype.name] if tolerance is None else tolerance
+    allowed = relative * max(1.0, float(np.abs(expected).max()))
     agreement = 100 * float(np.mean(classes(outputs) == classes(expected)))
     if difference > allowed:
         raise VerificationFailed(
@@ -202,7 +212,7 @@ def _check_gemms(executed: int, expected: int, *, name: str) -> None:
         )
 
 
-def classes(scores: Scores) -> npt.NDArray[np.int64]:
+def classes(scores: Scores | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     """The class with the highest score, for each image."""
     return np.asarray(scores.reshape(len(scores), -1).argmax(axis=1), np.int64)
 

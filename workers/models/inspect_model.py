@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jobs.inspection import Eligibility, LayerInfo, ModelInspection, TensorInfo
 from jobs.recipe import STEP_KINDS
-from workers.compression.eligibility import why_not
+from workers.compression.eligibility import why_not, why_not_in_integers
 from workers.models.graph import BATCH, DEFAULT_SIZE, Layer, ModelGraph, TensorSpec, layers, parameter
 from workers.models.read_model import model_format, read_model
 from workers.models.shapes import infer_shapes, macs
@@ -19,7 +19,8 @@ def inspect_model(path: Path) -> ModelInspection:
 def describe(graph: ModelGraph, file_format: str) -> ModelInspection:
     """What there is to say about a network that has been read."""
     shapes, multiply_adds = infer_shapes(graph), macs(graph)
-    found = tuple(_layer_info(graph, layer, shapes, multiply_adds[layer.name]) for layer in layers(graph))
+    in_integers = why_not_in_integers(graph)
+    found = tuple(_layer_info(graph, layer, shapes, multiply_adds[layer.name], in_integers) for layer in layers(graph))
     return ModelInspection(
         format="pt2" if file_format == "pt2" else "onnx",
         producer=graph.producer,
@@ -36,7 +37,9 @@ def describe(graph: ModelGraph, file_format: str) -> ModelInspection:
     )
 
 
-def _layer_info(graph: ModelGraph, layer: Layer, shapes: dict[str, tuple[int, ...]], multiply_adds: int) -> LayerInfo:
+def _layer_info(
+    graph: ModelGraph, layer: Layer, shapes: dict[str, tuple[int, ...]], multiply_adds: int, in_integers: str | None
+) -> LayerInfo:
     weight = parameter(graph, layer.weight)
     bias = parameter(graph, layer.bias).numel() if layer.bias is not None else 0
     return LayerInfo(
@@ -50,7 +53,7 @@ def _layer_info(graph: ModelGraph, layer: Layer, shapes: dict[str, tuple[int, ..
         padding=layer.padding,
         dilation=layer.dilation,
         groups=layer.groups,
-        steps={kind: _eligibility(why_not(kind, layer, weight)) for kind in STEP_KINDS},
+        steps={kind: _eligibility(why_not(kind, layer, weight, in_integers)) for kind in STEP_KINDS},
     )
 
 

@@ -136,7 +136,7 @@ def _request_parser() -> argparse.ArgumentParser:
     other.add_argument("--limit", type=float, metavar="PP", help="loss of accuracy that the verdict is held against")
     other.add_argument("--deadline", type=int, metavar="SECONDS", help="running time after which the job fails")
     other.add_argument("--seed", type=int)
-    other.add_argument("--format", dest="outputs", action="append", choices=("onnx", "pt2"), help="can be repeated")
+    other.add_argument("--format", dest="outputs", action="append", choices=("onnx", "pt2", "c"), help="can be repeated")
     other.add_argument("--runtime", choices=("onnxruntime", "torch"), help="where the file is to run")
     other.add_argument("--threads", type=int)
     other.add_argument("--batch-size", type=int)

@@ -1,0 +1,241 @@
+"""Method F on real networks: accuracy by bit width, rule and way to align, against other quantizers.
+
+    python -m benchmarks.quantize_fixed_point widths      table 1: bit widths, ways to align, what recovery without labels adds
+    python -m benchmarks.quantize_fixed_point rules       table 2: rules and distributions for fractional lengths
+    python -m benchmarks.quantize_fixed_point training    table 3: retraining with the lengths as they are
+    python -m benchmarks.quantize_fixed_point rivals      table 4: one power of two a tensor, and ONNX Runtime's own quantization
+    python -m benchmarks.quantize_fixed_point spread      table 5: SQNR where channels differ, per channel and per layer
+
+ResNet-20 on CIFAR-10. Needs the folder of models and images that WINNOW_DATA names. Calibration images, and those that decisions
+are made on, come from the training set; the 5,000 test images only measure. Changes are paired, with 95 % intervals.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_selection, cifar_test, data_folder
+from jobs.recipe import Preprocess, QuantizeFixedPoint, TrainingOptions
+from workers.compression.finetune import TrainingImages, finetune
+from workers.compression.quantize_fixed_point import FixedPointResult, Surroundings, quantize_fixed_point
+from workers.datasets.preprocess import InputTransform
+from workers.measurement.accuracy import accuracy_change
+from workers.models.graph import ModelGraph, layers, parameter, set_parameter
+from workers.models.read_model import read_model
+from workers.models.write_onnx import write_onnx
+
+BATCH = 100
+WIDTHS = ((8, 8), (6, 6), (5, 8), (4, 8), (4, 4))  # weights, activations
+PLAIN = {"rounding": "nearest", "correct_bias": False}
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    bench = _Bench(options)
+    print("| weights | activations | options | test % | change, pp | weight bits stored | accumulator bits | seconds |")
+    print("|---|---|---|---|---|---|---|---|")
+    tables = {"widths": _widths, "rules": _rules, "training": _training, "spread": _spread}
+    if options.table == "rivals":
+        bench.print_rivals()
+        return
+    for weights, activations, step in tables[options.table](options):
+        bench.print_row(weights, activations, step)
+
+
+def _widths(_: argparse.Namespace) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    per_layer = {"activation_lengths": "per_layer", "align": "shift"}
+    for weights, activations in WIDTHS:
+        for align in ("shift", "retune_opt", "retune"):
+            yield weights, activations, {"align": align, **PLAIN}
+        yield weights, activations, {**per_layer, **PLAIN}
+        yield weights, activations, {"align": "retune_opt", "rounding": "nearest"}
+        yield weights, activations, {"align": "shift"}
+        yield weights, activations, {"align": "retune_opt"}
+        yield weights, activations, per_layer
+
+
+def _rules(_: argparse.Namespace) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    for weights, activations in ((8, 8), (4, 8), (4, 4)):
+        for rule in ("empirical_mse", "max_abs", "k_sigma"):
+            yield weights, activations, {"rule": rule}
+        for pdf in ("auto", "gaussian", "logistic", "hypsecant", "laplace", "uniform", "supercauchy"):
+            yield weights, activations, {"rule": "pdf_sqnr", "pdf": pdf}
+
+
+def _training(options: argparse.Namespace) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    training = {"epochs": options.epochs, "learning_rate": options.learning_rate, "augment": "flip_crop"}
+    for weights, activations in ((8, 8), (4, 8), (4, 4), (3, 8), (2, 8)):
+        for loss in ("labels", "distillation"):
+            yield weights, activations, {"training": {**training, "loss": loss}}
+
+
+def _spread(_: argparse.Namespace) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    for lengths in ("per_channel", "per_layer"):
+        yield 8, 8, {"activation_lengths": lengths, "align": "retune_opt", **PLAIN}
+        for planes in ("per_output_channel", "per_plane"):
+            yield 8, 8, {"activation_lengths": lengths, "weight_lengths": planes, "align": "shift", **PLAIN}
+
+
+class _Bench:
+    """The network, its images, and what one run of the step comes to."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._graph = read_model(data_folder() / "models" / f"cifar10_resnet20.{options.format}")
+        self._transform = InputTransform(Preprocess.model_validate(CIFAR_PREPROCESS), self._graph.inputs[0])
+        self._selection = cifar_selection(options.images, options.seed)
+        self._test = cifar_test()
+        self._learning = cifar_learning(options.learning_images)
+        if options.table == "spread":
+            _spread_channels(self._graph, options.spread, options.seed)
+        self._right_before = self._answers(self._graph, self._test[0]) == self._test[1]
+
+    def print_row(self, weights: int, activations: int, options: dict[str, Any]) -> None:
+        step = QuantizeFixedPoint.model_validate(
+            {
+                "kind": "quantize_fixed_point",
+                "weight_bits": weights,
+                "activation_bits": activations,
+                "calibration_images": self._options.calibration,
+                **options,
+            }
+        )
+        started = time.monotonic()
+        result = self._run(step)
+        seconds = time.monotonic() - started
+        right = self._answers(result.graph, self._test[0]) == self._test[1]
+        shown = ", ".join(f"{name}: {value}" for name, value in options.items() if name != "training") or "defaults"
+        if step.training is not None:
+            assert result.training is not None
+            shown += f", {step.training.epochs} epochs of {step.training.loss}"
+            shown += "" if result.training.is_kept else " (not kept)"
+        if self._options.table == "spread":
+            shown += f", SQNR {np.mean([layer.output_sqnr_db for layer in result.layers]):.1f} dB"
+        stored, accumulator = (
+            max(getattr(each, name) for each in result.layers) for name in ("stored_bits", "accumulator_bits")
+        )
+        self._print(weights, activations, shown, right, f"{stored} | {accumulator} | {seconds:.0f}")
+
+    def print_rivals(self) -> None:
+        """What a user has without Winnow: ONNX Runtime's static quantization, free scales."""
+        from onnxruntime import InferenceSession
+        from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+
+        x = self._selection[0][: self._options.calibration]
+        batches = [self._transform(x[start : start + 1]).numpy() for start in range(len(x))]
+
+        class Reader(CalibrationDataReader):  # type: ignore[misc]  # it has no types
+            def __init__(self, name: str) -> None:
+                self._rest = iter([{name: batch} for batch in batches])
+
+            def get_next(self) -> dict[str, Any] | None:
+                return next(self._rest, None)
+
+        with tempfile.TemporaryDirectory() as folder:
+            given, made = Path(folder) / "float.onnx", Path(folder) / "quantized.onnx"
+            write_onnx(self._graph, given, pack_zeros=False)
+            name = InferenceSession(str(given)).get_inputs()[0].name
+            for per_channel in (True, False):
+                quantize_static(
+                    str(given), str(made), Reader(name), quant_format=QuantFormat.QDQ, per_channel=per_channel,
+                    activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+                )  # fmt: skip
+                session = InferenceSession(str(made))
+                answers = [
+                    session.run(None, {name: self._transform(self._test[0][start : start + BATCH]).numpy()})[0].argmax(
+                        1
+                    )
+                    for start in range(0, len(self._test[0]), BATCH)
+                ]
+                shown = f"ONNX Runtime static, {'per channel' if per_channel else 'per tensor'} weights, free scales"
+                self._print(8, 8, shown, np.concatenate(answers) == self._test[1], "8 | 32 | ")
+        self.print_row(
+            8, 8, {"activation_lengths": "per_layer", "weight_lengths": "per_layer", "rule": "max_abs", **PLAIN}
+        )
+        self.print_row(
+            4, 8, {"activation_lengths": "per_layer", "weight_lengths": "per_layer", "rule": "max_abs", **PLAIN}
+        )
+        self.print_row(8, 8, {})
+        self.print_row(4, 8, {})
+
+    def _print(self, weights: int, activations: int, shown: str, right: NDArray[np.bool_], rest: str) -> None:
+        change = accuracy_change(self._right_before, right)
+        low, high = change.interval_pp
+        span = f"{change.change_pp:+.2f} [{low:+.2f}, {high:+.2f}]"
+        print(f"| {weights} | {activations} | {shown} | {100 * right.mean():.2f} | {span} | {rest} |", flush=True)
+
+    def _run(self, step: QuantizeFixedPoint) -> FixedPointResult:
+        x, y = self._selection
+        training = step.training
+        surroundings = Surroundings(
+            calibration=lambda graph, count: (
+                self._transform(x[n : min(n + BATCH, count)]) for n in range(0, min(count, len(x)), BATCH)
+            ),
+            evaluate=lambda graph: 100 * float((self._answers(graph, x) == y).mean()),
+            retrain=None if training is None else lambda graph: self._trained(graph, training),
+        )
+        return quantize_fixed_point(self._graph, step, surroundings, lambda *_: None)
+
+    def _trained(self, graph: ModelGraph, training: TrainingOptions) -> ModelGraph:
+        x, y = self._learning
+        images = TrainingImages(len(x), lambda wanted: x[wanted], self._transform, y)
+        result = finetune(
+            graph, images, training, seed=self._options.seed, teacher=self._graph, evaluate=None, on_progress=lambda *_: None
+        )  # fmt: skip
+        return result.graph
+
+    @torch.inference_mode()
+    def _answers(self, graph: ModelGraph, x: NDArray[np.uint8]) -> NDArray[np.int64]:
+        parts = [
+            graph(self._transform(x[start : start + BATCH]))[0].argmax(1).numpy() for start in range(0, len(x), BATCH)
+        ]
+        return np.concatenate(parts)
+
+
+def _spread_channels(graph: ModelGraph, deviations: float, seed: int) -> None:
+    """Scale the channels inside of every block by powers of two that the next layer takes back: the same function."""
+    generator = torch.Generator().manual_seed(seed)
+    found = {layer.name: layer for layer in layers(graph)}
+    norms = {name for name, _ in graph.module.named_parameters()}
+    for name, layer in found.items():
+        following = found.get(name.replace("conv1", "conv2"))
+        norm = name.replace("conv1", "bn1")
+        if following is None or following is layer or f"{norm}.weight" not in norms:
+            continue
+        scales = torch.exp2(torch.round(deviations * torch.randn(layer.weight_shape[0], generator=generator)))
+        for parameter_name in (f"{norm}.weight", f"{norm}.bias"):
+            set_parameter(graph, parameter_name, parameter(graph, parameter_name).detach() * scales)
+        weight: Tensor = parameter(graph, following.weight).detach()
+        set_parameter(graph, following.weight, weight / scales.reshape(1, -1, *[1] * (weight.dim() - 2)))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", choices=("widths", "rules", "training", "rivals", "spread"))
+    parser.add_argument(
+        "--images", type=int, default=2000, help="that decisions are made on, and calibration images among them"
+    )
+    parser.add_argument("--calibration", type=int, default=500)
+    parser.add_argument("--learning-images", type=int, default=25_000)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--learning-rate", type=float, default=0.001)
+    parser.add_argument(
+        "--spread", type=float, default=2.0, help="standard deviation of the channels' log2 scales (spread)"
+    )
+    parser.add_argument("--format", choices=("pt2", "onnx"), default="pt2")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
