@@ -6,6 +6,13 @@ import sys
 COMMANDS = (
     ("benchmarks.prune_weights", "accuracy"),
     ("benchmarks.prune_weights", "cost"),
+    ("benchmarks.quantize_fixed_point", "widths"),
+    ("benchmarks.quantize_fixed_point", "rules"),
+    ("benchmarks.quantize_fixed_point", "rivals"),
+    ("benchmarks.quantize_fixed_point", "spread"),
+    ("benchmarks.quantize_fixed_point", "training"),
+    ("benchmarks.c_source",),
+    ("benchmarks.qdq",),
     ("benchmarks.overhead",),
     ("benchmarks.polling",),
     ("benchmarks.upload",),

@@ -38,6 +38,10 @@ def why_not_in_integers(graph: ModelGraph) -> str | None:
         make_plan(fold_batchnorm(graph))
     except RecipeRefused as refused:
         return str(refused)
+    except (
+        RuntimeError
+    ) as error:  # torch's, of operands that don't fit each other; it is inspection's to say whether that matters
+        return f"the network can't be followed: {str(error).strip().splitlines()[0]}"
     return None
 
 

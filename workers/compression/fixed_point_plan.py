@@ -46,6 +46,7 @@ _ELEMENTWISE = frozenset(
     }
 )  # fmt: skip
 _TAIL = frozenset({aten.softmax.int, aten.log_softmax.int, aten.reshape.default, aten.sigmoid.default})
+_WITH_PARAMETERS = (aten.conv2d.default, aten.linear.default, aten.batch_norm.default)
 _POOLS = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
 
 
@@ -403,8 +404,10 @@ def _refuse_surface(graph: ModelGraph) -> None:
         )
     if len(graph.inputs) != 1 or not graph.inputs[0].dtype.is_floating_point:
         raise RecipeRefused("quantize_fixed_point works on networks with one floating-point input.")
-    if any(value.is_floating_point() and value.dtype != torch.float32 for value in graph.module.state_dict().values()):
-        raise RecipeRefused("quantize_fixed_point works on networks in single precision.")
+    for node in graph.module.graph.nodes:
+        for operand in node.all_input_nodes if node.target in _WITH_PARAMETERS else ():
+            if operand.op == "get_attr" and parameter(graph, str(operand.target)).dtype != torch.float32:
+                raise _refusal(node, "its parameters aren't in single precision")
     for node in graph.module.graph.nodes:
         if node.target is winograd_conv2d:
             raise _refusal(node, "Winograd convolutions aren't done in integers")

@@ -6,43 +6,22 @@ a time. Such loops over contiguous memory are what compilers turn into vector in
 A depthwise convolution has too little to sum up and runs over channels instead.
 """
 
-from dataclasses import dataclass
-
-import numpy as np
-
 from workers.fixed_point.c_function import Rescaling, Scratch, Written, rescaling, wide_type
 from workers.fixed_point.c_types import (
     INT16,
-    INT32,
-    INT64,
-    Constant,
     CType,
-    Integers,
     by_channel,
     code,
-    constant,
     indented,
-    packed,
     type_of,
     words_in_comment,
 )
+from workers.fixed_point.c_weights import StoredWeights, store_weights
 from workers.fixed_point.network import Convolution, Value
 
 LEAST_PATCH_BYTES = 8192  # a block of pixels gets that much, or more where the rest of the network leaves more
 _MOST_PIXELS = 64  # of a block: unpacking a filter is cheap by then, and caches are small
 _PIXELS_AT_ONCE = 4
-
-
-@dataclass(frozen=True)
-class StoredWeights:
-    """Filters [K, N] as they lie in flash memory, and how the C code makes a row of numbers of them."""
-
-    constants: tuple[Constant, ...]
-    row_type: CType  # of the weights as they are multiplied
-    row_length: int  # numbers of a row, with zeros behind them
-    unpack: str  # C code: from `weights` and, if there are any, `shifts` of filter number `filter_number` to `filter`
-    is_plain: bool  # whether rows in flash are what is multiplied, so that nothing needs unpacking
-    description: str
 
 
 def is_depthwise(operation: Convolution) -> bool:
@@ -65,106 +44,6 @@ def write_convolution(
         assert not is_planar
         return _depthwise(operation, source, output, accumulator, scale)
     return _general(operation, source, output, accumulator, scale, patch_bytes, is_planar)
-
-
-# ---- Weights --------------------------------------------------------------------------------------------------------
-
-
-def store_weights(operation: Convolution, *, is_depthwise: bool) -> StoredWeights:
-    """Weights in the fewest bytes: aligned already, or narrow with the shifts that align them when they are unpacked.
-
-    The order is [K][R][S][C/g], that of patches; of depthwise convolutions [R][S][K], one row for everything.
-    """
-    narrow, aligned = (
-        np.ascontiguousarray(weight.permute(0, 2, 3, 1).numpy().reshape(len(weight), -1))
-        for weight in (operation.weight, operation.aligned_weight)
-    )
-    filters, channels = operation.shifts.shape
-    if is_depthwise:
-        narrow, aligned = narrow.T.reshape(1, -1), aligned.T.reshape(1, -1)
-    narrow_bits, aligned_bits = (_stored_bits(weight) for weight in (narrow, aligned))
-    is_shifted = narrow.shape[0] * _row_bytes(narrow, narrow_bits) + filters * channels < (
-        aligned.shape[0] * _row_bytes(aligned, aligned_bits)
-    )
-    stored, bits = (narrow, narrow_bits) if is_shifted else (aligned, aligned_bits)
-    row_type = next(kind for kind in (INT16, INT32, INT64) if kind.bits >= _stored_bits(aligned))
-    length, padded = stored.shape[1], -(-stored.shape[1] // 8) * 8
-    order = "[R][S][K]" if is_depthwise else "[K][R][S][C]"
-    constants = [_weights_constant(stored, bits, order)]
-    unpack = _unpack(bits, length, row_type)
-    if is_shifted:
-        shifts = operation.shifts.numpy()
-        constants.append(constant("shifts", shifts, "What aligns weights of each filter and channel, [K][C]"))
-        period = filters if is_depthwise else channels  # numbers after which the same shifts come again
-        row_shifts = "shifts" if is_depthwise else f"(shifts + filter_number * {channels})"
-        unpack += _SHIFT.format(
-            taps=length // period, period=period, type=row_type.name, row_shifts=row_shifts,
-            bits=min(64, max(32, row_type.bits)),
-        )  # fmt: skip
-    aligned_text = ", shifted when unpacked" if is_shifted else ""
-    return StoredWeights(
-        constants=tuple(constants),
-        row_type=row_type,
-        row_length=padded,
-        unpack=unpack,
-        is_plain=bits >= 8 and not is_shifted,
-        description=f"{bits}-bit weights{aligned_text}",
-    )
-
-
-_SHIFT = """\
-for (int32_t tap = 0; tap < {taps}; tap++) {{
-    for (int32_t c = 0; c < {period}; c++) {{
-        filter[tap * {period} + c] = ({type})shift_left{bits}(filter[tap * {period} + c], {row_shifts}[c]);
-    }}
-}}
-"""
-
-_UNPACK_PLAIN = """\
-for (int32_t i = 0; i < $LENGTH; i++) {
-    filter[i] = weights[filter_number * $LENGTH + i];
-}
-"""
-
-_UNPACK_4 = """\
-for (int32_t i = 0; i < $BYTES; i++) {
-    const int32_t two = weights[filter_number * $BYTES + i];
-    filter[i] = ($TYPE)(((two & 15) ^ 8) - 8);
-    filter[i + $BYTES] = ($TYPE)((((two >> 4) & 15) ^ 8) - 8);
-}
-"""
-
-_UNPACK_2 = """\
-for (int32_t i = 0; i < $BYTES; i++) {
-    const int32_t four = weights[filter_number * $BYTES + i];
-    filter[i] = ($TYPE)(((four & 3) ^ 2) - 2);
-    filter[i + $BYTES] = ($TYPE)((((four >> 2) & 3) ^ 2) - 2);
-    filter[i + 2 * $BYTES] = ($TYPE)((((four >> 4) & 3) ^ 2) - 2);
-    filter[i + 3 * $BYTES] = ($TYPE)((((four >> 6) & 3) ^ 2) - 2);
-}
-"""
-
-
-def _unpack(bits: int, length: int, row_type: CType) -> str:
-    template = {2: _UNPACK_2, 4: _UNPACK_4}.get(bits, _UNPACK_PLAIN)
-    return code(template, LENGTH=length, BYTES=-(-length * bits // 8), TYPE=row_type.name)
-
-
-def _weights_constant(stored: Integers, bits: int, order: str) -> Constant:
-    if bits >= 8:
-        return Constant("weights", CType(bits, True), stored.reshape(-1), f"Weights {order}")
-    comment = f"Weights {order}, {8 // bits} in a byte"
-    return Constant("weights", CType(8, False), packed(stored, bits).reshape(-1), comment)
-
-
-def _stored_bits(weights: Integers) -> int:
-    """2, 4, 8, 16, 32 or 64: the fewest that hold all of them."""
-    least, most = int(weights.min()), int(weights.max())
-    return next(bits for bits in (2, 4, 8, 16, 32, 64) if -(1 << (bits - 1)) <= least and most < 1 << (bits - 1))
-
-
-def _row_bytes(rows: Integers, bits: int) -> int:
-    return -(-int(rows.shape[1]) * bits // 8)
 
 
 # ---- The general form -----------------------------------------------------------------------------------------------

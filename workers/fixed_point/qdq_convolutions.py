@@ -268,15 +268,22 @@ def _digits_of(tensors: QdqTensors, value: Value) -> list[tuple[int, str, int]]:
 
 def _weight_parts(operation: Convolution, largest: int) -> list[tuple[int, Convolution]]:
     """Convolutions whose weights times powers of two add up to those of `operation`, with sums that float32 holds."""
-    for bits in (operation.stored_bits, 8, 4, 2):
+    if _largest_row(operation.aligned_weight) * largest < 2**FLOAT_BITS:
+        return [(0, operation)]
+    for bits in (8, 4, 2):
         parts = _parts_of(operation.aligned_weight, bits)
-        if max(int(part.abs().flatten(1).sum(1).max()) for part in parts) * largest < 2**FLOAT_BITS:
+        if max(_largest_row(part) for part in parts) * largest < 2**FLOAT_BITS:
             unshifted = torch.zeros_like(operation.shifts)
             return [
                 (place * bits, replace(operation, weight=part, weight_bits=bits, shifts=unshifted))
                 for place, part in enumerate(parts)
             ]
     raise AssertionError(f"{operation.layer} adds more products than a convolution has")
+
+
+def _largest_row(weight: Tensor) -> int:
+    """The largest sum of absolute weights of one output."""
+    return int(weight.abs().flatten(1).sum(1).max())
 
 
 def _parts_of(weight: Tensor, bits: int) -> list[Tensor]:

@@ -80,7 +80,7 @@ class Builder:
         self.operations.append(Addition((first, second), output, (first_left, second_left), shift, low, high))
         return output
 
-    def add(self, operation: Operation, shape: Shape, bits: int = 8, *, signed: bool = False) -> str:
+    def add(self, operation: Operation, shape: Shape, bits: int = 8, signed: bool = False) -> str:
         self._value(operation.output, shape, bits, signed=signed)
         self.operations.append(operation)
         return operation.output
