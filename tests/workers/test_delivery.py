@@ -16,6 +16,7 @@ from tests.workers.digits_network import PREPROCESS, digits
 from tests.workers.networks import graph_of, small_cnn
 from workers import delivery
 from workers.bench import Bench
+from workers.checkpoints import State
 from workers.datasets.read_dataset import read_dataset
 from workers.datasets.roles import Part
 from workers.delivery import Delivery, Format, write_model
@@ -84,7 +85,7 @@ def delivery_of(graph: ModelGraph, uploaded: ModelGraph, folder: Path, *, upload
     )
     part = Part("selection", read_dataset(folder / "images.npz"), np.arange(40), sha256="0", origin="all")
     bench = Bench(job, uploaded, describe(uploaded, uploaded_as), {"selection": part})
-    return Delivery(job, folder, uploaded, graph, bench)
+    return Delivery(job, folder, uploaded, State(graph), bench)
 
 
 def all_threads() -> list[int]:
