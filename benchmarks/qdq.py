@@ -47,8 +47,8 @@ def main() -> None:
     torch.set_num_threads(1)
     graph = read_model(data_folder() / "models" / "cifar10_resnet20.onnx")
     transform = InputTransform(Preprocess.model_validate(CIFAR_PREPROCESS), graph.inputs[0])
-    test = transform(torch.from_numpy(cifar_test()[0][: options.images]))
-    calibration = transform(torch.from_numpy(cifar_selection(options.calibration)[0]))
+    test = transform(cifar_test()[0][: options.images])
+    calibration = transform(cifar_selection(options.calibration)[0])
     rows = []
     with tempfile.TemporaryDirectory(prefix="winnow-") as name:
         plain, written = Path(name) / "float.onnx", Path(name) / "integers.onnx"

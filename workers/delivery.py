@@ -2,6 +2,8 @@
 
 import os
 import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -20,7 +22,7 @@ from workers.fixed_point.compile_c import find_compiler
 from workers.fixed_point.pack_weights import with_stored_integers
 from workers.fixed_point.run import IntegerRunner
 from workers.fixed_point.write_c import write_c
-from workers.fixed_point.write_qdq import write_qdq
+from workers.fixed_point.write_qdq import QdqReport, write_qdq
 from workers.measurement.accuracy import Right, accuracy, accuracy_change
 from workers.measurement.operations import winograd_gemms
 from workers.measurement.outputs import batch_size_of, network_outputs
@@ -51,24 +53,50 @@ def write_model(graph: ModelGraph, path: Path, form: Format, *, pack_zeros: bool
             assert_never(form)
 
 
-def write_state(state: State, path: Path, form: OutputFormat, *, pack_zeros: bool) -> MemoryUse | None:
-    """Write what the recipe has led to; of C source, returns what it takes of a microcontroller."""
+@dataclass(frozen=True)
+class Written:
+    """What there is to say of a file from its writing."""
+
+    memory: MemoryUse | None = None
+    notes: tuple[str, ...] = ()
+
+
+def write_state(state: State, path: Path, form: OutputFormat, *, pack_zeros: bool) -> Written:
+    """Write what the recipe has led to."""
     integers = state.integers
     if integers is None:
         assert form != "c", "preflight asks for integers"
         write_model(state.graph, path, form, pack_zeros=pack_zeros)
-        return None
+        return Written()
     match form:
         case "onnx":
-            write_qdq(integers, state.graph, path, logits=logits_of(state.graph).name)
+            made = write_qdq(integers, state.graph, path, logits=logits_of(state.graph).name, pack_int4=True)
+            return Written(notes=tuple(_notes_on_kernels(made)))
         case "pt2":
             write_pt2(with_stored_integers(state.graph, integers), path, pack_zeros=True)
+            return Written()
         case "c":
             source = write_c(integers, path, name="model", example=None)
-            return MemoryUse(flash_bytes=source.flash_bytes, ram_bytes=source.ram_bytes)
+            return Written(MemoryUse(flash_bytes=source.flash_bytes, ram_bytes=source.ram_bytes))
         case _:
             assert_never(form)
-    return None
+
+
+def _notes_on_kernels(made: QdqReport) -> Iterator[str]:
+    """Which layers ONNX Runtime's integer kernels take, and where their results depend on the processor."""
+    layers = made.convolutions
+    in_integers = sum(layer.integer for layer in layers)
+    yield f"{in_integers} of {len(layers)} layers run in ONNX Runtime's integer kernels."
+    if in_integers < len(layers):
+        yield (
+            "The others run in floating point, on the same integers, because their weights, shifted to meet partial sums, or their "
+            "inputs need more than 8 bits; align retune_opt keeps weights narrow."
+        )
+    if any(layer.needs_vnni for layer in layers):
+        yield (
+            "On x86 processors without VNNI, sums of products of 8-bit numbers can saturate in ONNX Runtime's kernels: measure "
+            "there, or ask for 7-bit weights."
+        )
 
 
 class Delivery:
@@ -122,17 +150,17 @@ class Delivery:
             logit_length=network.values[network.output].coding.lengths[0],
         )
 
-    def measure(self, path: Path, form: OutputFormat, memory: MemoryUse | None = None) -> DeliveredFile:
+    def measure(self, path: Path, form: OutputFormat, written: Written = Written()) -> DeliveredFile:
         """The file's figures, all of them from a fresh process; raises `VerificationFailed` if it doesn't behave."""
         if form == "c":
-            return self._measure_c(path, memory)
-        found, notes = None, []
+            return self._measure_c(path, written.memory)
+        found, notes = None, list(written.notes)
         if form == "onnx" and self._bench.uploaded_format == "onnx":
             found = self._verify(path, form, original=self._upload)
             if found.original_error is None:
-                notes = ["Latency is compared with the uploaded file itself."]
+                notes.append("Latency is compared with the uploaded file itself.")
             else:
-                notes = [f"The uploaded file itself could not be timed: {found.original_error}"]
+                notes.append(f"The uploaded file itself could not be timed: {found.original_error}")
         # An uploaded .pt2 is never opened by torch, which would run code that it may hold; Winnow's own copy is.
         if found is None or found.original_error is not None:
             found = self._verify(path, form, original=self._rewritten(form))

@@ -87,7 +87,7 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
     with phases("writing", _STEPS_END):
         # Zeros are packed only where that makes the file smaller.
         pays = after.bitmap_bytes < after.dense_bytes
-        memory = {form: write_state(state, outputs / FILE_NAMES[form], form, pack_zeros=pays) for form in job.outputs}
+        written = {form: write_state(state, outputs / FILE_NAMES[form], form, pack_zeros=pays) for form in job.outputs}
 
     with phases("verifying", _VERIFYING):
         delivery = Delivery(job, folder, uploaded, state, bench)
@@ -96,7 +96,7 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
         for number, form in enumerate(job.outputs):
             name = FILE_NAMES[form]
             phases.report("verifying", _VERIFYING + (1 - _VERIFYING) * number / len(job.outputs), name)
-            delivered.append(delivery.measure(outputs / name, form, memory[form]))
+            delivered.append(delivery.measure(outputs / name, form, written[form]))
         delivery.clean_up()
 
     judged = next((file for file in delivered if RUNTIMES.get(file.format) == job.target.runtime), delivered[0])

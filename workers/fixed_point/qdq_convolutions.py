@@ -35,6 +35,7 @@ from workers.fixed_point.qdq_weights import float_weight, int8_weight
 # place: ties, which then round up, and nothing else, as long as its neighbours are further away, that is below 2**22.
 AFTER_ONE = 1 + 2**-23
 EXACT_SHIFT = 14  # bytes are less than 2**8, so accumulators of what isn't saturated are less than 2**22
+# ONNX Runtime takes 36 us for 16 filters on three channels of 32x32, on four 23 with the padding; one gains nothing by it.
 IMAGE_CHANNELS = 3
 DOT_BOUND = 2**15 - 1  # of two neighbouring products, where x86 adds them in 16 bits
 
@@ -92,7 +93,6 @@ def _requantizing_convolution(tensors: QdqTensors, operation: Convolution) -> He
         return byte_convolution(tensors, _batch_as_image(tensors, operation), held.zero, operation, output)
     image = tensors.image(operation.source).name
     if operation.weight.shape[1] == IMAGE_CHANNELS and operation.groups == 1:
-        # Four channels take less time than three, the padding included: 23 against 36 us for 16 filters on 32x32.
         sides = tensors.onnx.constant([0, 0, 0, 0, 0, 1, 0, 0])
         image = tensors.add("Pad", [image, sides, tensors.byte(held.zero)], stem="h")
         operation = replace(

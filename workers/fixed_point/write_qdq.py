@@ -21,7 +21,7 @@ from workers.fixed_point.network import Convolution, IntegerNetwork
 from workers.fixed_point.qdq_convolutions import WrittenConvolution, write_convolution
 from workers.fixed_point.qdq_operations import write_operation
 from workers.fixed_point.qdq_tensors import Form, Held, QdqTensors, Rounding, is_bytes, zero_of
-from workers.models.graph import ModelGraph, TensorSpec, parameter
+from workers.models.graph import ModelGraph, TensorSpec, aten, parameter
 from workers.models.onnx_emitter import ELEMENT_TYPES, OnnxEmitter
 from workers.models.onnx_operators import emit_node
 from workers.models.shapes import infer_tensors
@@ -29,6 +29,8 @@ from workers.models.shapes import infer_tensors
 OPSET, IR_VERSION = 18, 8  # as all files that we write
 PACKED_OPSET, PACKED_IR_VERSION = 21, 10  # the first with tensors of 4 bits
 PRODUCER = "winnow"
+
+_TAIL = frozenset({aten.softmax.int, aten.log_softmax.int, aten.sigmoid.default, aten.reshape.default})
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,11 @@ def write_qdq(
 ) -> QdqReport:
     """Write `network` to `path`, with the inputs and outputs of `graph` and what it computes from its logits.
 
-    `logits` names the node of `graph` whose value the network computes; by default it is called as in the network. With
-    `pack_int4`, weights of 4 bits take half a byte each, and the file needs opset 21.
+    `logits` names the node of `graph` whose value the network computes; by default it is called as in the network, or else is
+    the last one before what changes shapes or makes probabilities. With `pack_int4`, weights of 4 bits take half a byte each, and
+    the file needs opset 21. Raises ValueError if there is no such node.
     """
-    node = _find(graph, logits or network.output)
+    node = _find_logits(graph, network, logits)
     emitter = OnnxEmitter(infer_tensors(graph))
     tensors = QdqTensors(emitter, network.values, packs_int4=pack_int4)
     for spec in (*graph.inputs, *graph.outputs):
@@ -77,12 +80,23 @@ def write_qdq(
     return QdqReport(tuple(written), opset, len(stored))
 
 
-def _find(graph: ModelGraph, name: str) -> fx.Node:
-    for node in graph.module.graph.nodes:
-        if node.name == name:
-            assert isinstance(node, fx.Node)
-            return node
-    raise ValueError(f"No node of the graph is called {name}; name the one whose value the integer network computes.")
+def _find_logits(graph: ModelGraph, network: IntegerNetwork, name: str | None) -> fx.Node:
+    nodes: dict[str, fx.Node] = {node.name: node for node in graph.module.graph.nodes}
+    if name is not None and name not in nodes:
+        raise ValueError(
+            f"No node of the graph is called {name}; name the one whose value the integer network computes."
+        )
+    node = nodes.get(name or network.output)
+    if node is None:
+        node = _output_nodes(graph)[0]
+        while node.target in _TAIL:
+            node = node.all_input_nodes[0]
+    return node
+
+
+def _output_nodes(graph: ModelGraph) -> list[fx.Node]:
+    output = next(iter(reversed(graph.module.graph.nodes)))
+    return [node for node in output.args[0] if isinstance(node, fx.Node)]
 
 
 # ---- Before the network ---------------------------------------------------------------------------------------------
@@ -120,8 +134,7 @@ def _quantized_input(tensors: QdqTensors, network: IntegerNetwork, spec: TensorS
 def _write_tail(tensors: QdqTensors, network: IntegerNetwork, graph: ModelGraph, logits: fx.Node) -> None:
     """The nodes of `graph` between its logits and its outputs, as they are."""
     emitter = tensors.onnx
-    output = next(iter(reversed(graph.module.graph.nodes)))
-    outputs = [node for node in output.args[0] if isinstance(node, fx.Node)]
+    outputs = _output_nodes(graph)
     tail = _nodes_after(logits, outputs)
     emitter.bind(logits, _scores_like(tensors, network, logits))
     for node, spec in zip(reversed(outputs), reversed(graph.outputs), strict=True):
