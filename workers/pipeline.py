@@ -111,6 +111,8 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
         limits=job.limits,
         why_not_faster=_why_not_faster(state, judged, before, after),
     )
+    # Integers that happen to be zero are no pruning.
+    zeros = notes_on_zeros(before, after, original_size, delivered) if state.integers is None else []
     report = Report(
         verdict=verdict,
         measure=bench.measure,
@@ -126,7 +128,7 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
         integers=integers,
         data=tuple(part.as_report() for part in parts.values()),
         provenance=_provenance(job, phases),
-        warnings=(*inspection.warnings, *warnings, *notes_on_zeros(before, after, original_size, delivered)),
+        warnings=(*inspection.warnings, *warnings, *zeros),
     )
     write_atomically(outputs / "report.json", canonical_json(report))
     phases.event("finished", 1.0)
