@@ -140,6 +140,16 @@ def test_a_recipe_file_says_what_flags_leave_open(capsys: Output) -> None:
     assert len({*request["data"].values()}) == 3
 
 
+def test_steps_of_flags_come_in_the_order_in_which_they_make_sense(capsys: Output) -> None:
+    words = ["--weight-bits", "4", "--finetune-epochs", "1", "--max-drop", "0.5", "--format", "onnx", "--format", "c"]
+    data = ["--train", "train.npz", "--selection", "selection.npz", "--scale", "1/16"]
+    assert main(["submit", "--model", "net.onnx", *data, *words, "--json"]) == 0
+    request = json.loads(capsys.readouterr().out)["request"]
+    assert [step["kind"] for step in request["recipe"]] == ["prune_weights", "finetune", "quantize_fixed_point"]
+    assert request["recipe"][2]["weight_bits"] == 4
+    assert request["outputs"] == ["onnx", "c"]
+
+
 def test_ids_stand_for_files(capsys: Output) -> None:
     model, data = uploaded("model", "net.onnx", capsys), uploaded("data", "selection.npz", capsys)
     words = ["--model", model, "--data", data, "--scale", "1/16", "--prune"]

@@ -132,11 +132,17 @@ def _request_parser() -> argparse.ArgumentParser:
     steps.add_argument("--finetune-epochs", type=int, metavar="N", help="train afterwards, to recover accuracy")
     steps.add_argument("--learning-rate", type=float, metavar="N")
 
+    steps.add_argument("--quantize", action="store_true", help="make a network of integers; implied by the two next")
+    steps.add_argument("--weight-bits", type=int, metavar="N", help="2 to 16; 8 if not given")
+    steps.add_argument("--activation-bits", type=int, metavar="N", help="2 to 16; 8 if not given")
+
     other = parser.add_argument_group("other")
     other.add_argument("--limit", type=float, metavar="PP", help="loss of accuracy that the verdict is held against")
     other.add_argument("--deadline", type=int, metavar="SECONDS", help="running time after which the job fails")
     other.add_argument("--seed", type=int)
-    other.add_argument("--format", dest="outputs", action="append", choices=("onnx", "pt2", "c"), help="can be repeated")
+    other.add_argument(
+        "--format", dest="outputs", action="append", choices=("onnx", "pt2", "c"), help="can be repeated"
+    )
     other.add_argument("--runtime", choices=("onnxruntime", "torch"), help="where the file is to run")
     other.add_argument("--threads", type=int)
     other.add_argument("--batch-size", type=int)

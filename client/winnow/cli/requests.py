@@ -40,6 +40,7 @@ PRUNE_FLAGS: Final = {
     "distribution": "distribution",
     "exclude": "exclude",
 }
+QUANTIZE_FLAGS: Final = {"weight_bits": "weight_bits", "activation_bits": "activation_bits"}
 FINETUNE_FLAGS: Final = {"finetune_epochs": "epochs", "learning_rate": "learning_rate"}
 
 
@@ -49,12 +50,12 @@ def request_of(arguments: argparse.Namespace) -> Document:
     steps = _steps(arguments)
     if steps and "recipe" in request:
         raise WinnowError(
-            f"{arguments.recipe} already says the steps; leave out --prune, --finetune-epochs and the like"
+            f"{arguments.recipe} already says the steps; leave out --prune, --quantize, --finetune-epochs and the like"
         )
     if steps:
         request["recipe"] = steps
     if not request.get("recipe"):
-        raise WinnowError("what shall be done? Give --prune, --finetune-epochs N, or --recipe FILE")
+        raise WinnowError("what shall be done? Give --prune, --quantize, --finetune-epochs N, or --recipe FILE")
     for flag, place in PLACES.items():
         value = getattr(arguments, flag, None)
         if value is not None:
@@ -69,11 +70,14 @@ def _steps(arguments: argparse.Namespace) -> list[Document]:
     finetune = _given(arguments, FINETUNE_FLAGS)
     if finetune and "epochs" not in finetune:
         raise WinnowError("--learning-rate needs --finetune-epochs")
+    quantize = _given(arguments, QUANTIZE_FLAGS)
     steps: list[Document] = []
     if arguments.prune or prune:
         steps.append({"kind": "prune_weights", **prune})
     if finetune:
         steps.append({"kind": "finetune", **finetune})
+    if arguments.quantize or quantize:
+        steps.append({"kind": "quantize_fixed_point", **quantize})
     return steps
 
 
