@@ -1,6 +1,6 @@
 """Method W on a real network: accuracy against pruned positions, with and without training, by score.
 
-    python -m benchmarks.prune_winograd scores      table 1: the same number of positions in every layer
+    python -m benchmarks.prune_winograd scores      table 1: the same number of positions in every layer, by --scores
     python -m benchmarks.prune_winograd training    table 2: the same, trained
     python -m benchmarks.prune_winograd allocation  table 3: positions given up across layers, down to a budget
 
@@ -25,13 +25,12 @@ from workers.compression.examples import Examples
 from workers.compression.finetune import TrainingImages
 from workers.compression.prune_winograd import Surroundings, WinogradResult, prune_winograd
 from workers.compression.suffix_evaluator import SuffixEvaluator
-from workers.compression.winograd_moments import measure_moments
 from workers.compression.winograd_training import Trainer
 from workers.datasets.preprocess import InputTransform
 from workers.models.graph import ModelGraph
 from workers.models.read_model import read_model
 
-SCORES = ("mean_abs", "energy_white", "energy", "random")
+SCORES = ("mean_abs", "energy_white", "energy", "fit", "random")
 COUNTS = {2: (0, 2, 4, 6, 8), 4: (0, 6, 12, 18)}
 BATCH = 50
 CALIBRATION = 512
@@ -48,30 +47,39 @@ def main() -> None:
 
 
 def _scores(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for tile, counts in COUNTS.items():
-        for count in counts:
-            for score in SCORES if count else SCORES[:1]:
-                for compensate in (False, True) if count else (False,):
-                    yield _at_once(options, tile=tile, count=count, score=score, compensate=compensate)
+    for tile, count in _counts(options):
+        for score in (options.scores or SCORES) if count else SCORES[:1]:
+            for compensate in (False, True) if count else (False,):
+                yield _at_once(options, tile=tile, count=count, score=score, compensate=compensate)
 
 
 def _training(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    training = {"epochs": options.epochs, "augment": "flip_crop", "learning_rate": options.learning_rate}
-    for tile, counts in COUNTS.items():
-        for count in counts[1:]:
-            for score in options.scores:
-                for domain in options.domains:
-                    yield {
-                        **_at_once(options, tile=tile, count=count, score=score, compensate=True),
-                        "training": {**training, "domain": domain},
-                    }
+    for tile, count in _counts(options):
+        for score in (options.scores or ("fit",)) if count else ():
+            for domain in options.domains:
+                yield {
+                    **_at_once(options, tile=tile, count=count, score=score, compensate=True),
+                    "training": {**_training_options(options), "domain": domain},
+                }
 
 
 def _allocation(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    training = {"epochs": options.epochs, "augment": "flip_crop", "learning_rate": options.learning_rate}
+    training = _training_options(options)
     for budget in (0.5, 1.0, 2.0):
         yield {"max_drop_pp": budget}
         yield {"max_drop_pp": budget, "rounds": 4, "max_rate": 0.7, "training": training}
+
+
+def _counts(options: argparse.Namespace) -> Iterator[tuple[int, int]]:
+    for tile in options.tiles:
+        for count in options.counts or COUNTS[tile]:
+            yield tile, count
+
+
+def _training_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What was given; the step's defaults for the rest."""
+    given = {"epochs": options.epochs, "learning_rate": options.learning_rate}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _at_once(options: argparse.Namespace, *, count: int, **others: Any) -> dict[str, Any]:
@@ -113,7 +121,7 @@ class _Bench:
         x, y = self._selection
         examples = Examples(lambda wanted: x[wanted], self._transform, y)
         surroundings = Surroundings(
-            measure=lambda graph, names: measure_moments(graph, names, self._calibration()),
+            calibration=lambda _graph: self._calibration(),
             evaluator_of=lambda graph: SuffixEvaluator(graph, examples, cache_mib=2048),
             evaluate=lambda graph: self._percent(graph, x, y),
             train=train,
@@ -143,9 +151,13 @@ def _options() -> argparse.Namespace:
     parser.add_argument("table", choices=("scores", "training", "allocation"))
     parser.add_argument("--images", type=int, default=5000, help="selection images, the same number of each class")
     parser.add_argument("--learning-images", type=int, default=25_000)
-    parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=0.01)
-    parser.add_argument("--scores", nargs="+", default=["energy"], choices=SCORES)
+    parser.add_argument("--tiles", nargs="+", type=int, default=list(COUNTS), choices=COUNTS)
+    parser.add_argument(
+        "--counts", nargs="+", type=int, help="positions to prune; default: a few numbers for each tile"
+    )
+    parser.add_argument("--epochs", type=int, help="default: the step's")
+    parser.add_argument("--learning-rate", type=float, help="default: the step's")
+    parser.add_argument("--scores", nargs="+", choices=SCORES, help="default: all, or fit where the network is trained")
     parser.add_argument("--domains", nargs="+", default=["winograd"], choices=("winograd", "spatial"))
     parser.add_argument("--format", choices=("pt2", "onnx"), default="pt2", help="with batch normalisation, or folded")
     parser.add_argument("--seed", type=int, default=0)

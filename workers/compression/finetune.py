@@ -21,6 +21,7 @@ from workers.datasets.dataset import Indices, Pixels
 from workers.models.graph import ModelGraph, aten, copy_graph, layers, parameter, set_parameter
 
 OnProgress = Callable[[float, str, dict[str, Any]], None]  # share done, what is going on, numbers to show
+Direction = Callable[[Tensor], Tensor]  # gradient of a parameter -> what it is moved against
 LossOf = Callable[[Tensor, Tensor, Indices], Tensor]  # (scores of the network, its input, which images) -> mean loss
 
 _TRAINING = 5  # position of `training` among the arguments of aten.batch_norm
@@ -73,17 +74,19 @@ def finetune(
     teacher: ModelGraph | None,
     evaluate: Callable[[ModelGraph], float] | None,
     on_progress: OnProgress,
-    gradient_scales: Mapping[str, Tensor] | None = None,
+    directions: Mapping[str, Direction] | None = None,
+    learns_statistics: bool = True,
 ) -> FinetuneResult:
     """A trained copy of `graph`. `teacher` gives the outputs to learn without labels; `evaluate` the accuracy in percent.
 
-    `gradient_scales` multiply the gradients of parameters, by name, element by element.
+    `directions` make of the gradients of parameters, by name, what they are to be moved along instead. Without
+    `learns_statistics`, batch normalisation goes on with the statistics that it has.
     """
     loss = _chosen_loss(step, images, teacher)
     loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step.temperature)
     before = evaluate(graph) if evaluate else None
-    learns_statistics = graph.batch_size is None and images.count > 1
-    student = _Student(graph, step, learns_statistics=learns_statistics, scales=gradient_scales or {})
+    learns_statistics = learns_statistics and graph.batch_size is None and images.count > 1
+    student = _Student(graph, step, learns_statistics=learns_statistics, directions=directions or {})
     epochs = tuple(_train(student, images, step, loss_of, seed, on_progress))
     trained = student.as_graph()
     after = evaluate(trained) if evaluate else None
@@ -103,7 +106,7 @@ class _Student:
     """A copy of a network that can learn, with its optimiser and the zeros that it must keep."""
 
     def __init__(
-        self, graph: ModelGraph, step: TrainingOptions, *, learns_statistics: bool, scales: Mapping[str, Tensor]
+        self, graph: ModelGraph, step: TrainingOptions, *, learns_statistics: bool, directions: Mapping[str, Direction]
     ) -> None:
         self._graph = graph
         self._learning = _in_full_precision(copy_graph(graph))
@@ -113,7 +116,7 @@ class _Student:
         _end_with_logits(self._learning.module)
         self._weights = [layer.weight for layer in layers(graph)]
         self._masks: list[tuple[Tensor, Tensor]] = []
-        self._scales: list[tuple[Tensor, Tensor]] = []
+        self._directions: list[tuple[Tensor, Direction]] = []
         decayed: list[Tensor] = []
         others: list[Tensor] = []
         for name, tensor in self._learning.module.named_parameters():
@@ -121,8 +124,8 @@ class _Student:
                 continue
             tensor.requires_grad_(True)
             (decayed if tensor.dim() > 1 else others).append(tensor)
-            if name in scales:
-                self._scales.append((tensor, scales[name]))
+            if name in directions:
+                self._directions.append((tensor, directions[name]))
             if name in self._weights:
                 self._masks.append((tensor, tensor.detach() == 0))
         self._optimizer = torch.optim.SGD(
@@ -144,9 +147,9 @@ class _Student:
             group["lr"] = learning_rate
         self._optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
-        for weight, scale in self._scales:
+        for weight, direction in self._directions:
             if weight.grad is not None:
-                weight.grad.mul_(scale)
+                weight.grad.copy_(direction(weight.grad))
         for weight, zero in self._masks:
             if weight.grad is not None:
                 weight.grad.masked_fill_(zero, 0.0)

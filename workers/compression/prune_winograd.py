@@ -12,7 +12,7 @@
 `docs/methods.md` maps each claim element to the test that shows it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -27,6 +27,7 @@ from workers.compression.eligibility import why_not
 from workers.compression.evaluator import Evaluator
 from workers.compression.fold_batchnorm import fold_batchnorm
 from workers.compression.winograd_allocation import Allocation, allocate
+from workers.compression.winograd_elimination import elimination_scores
 from workers.compression.winograd_layers import (
     Mask,
     output_sides,
@@ -35,7 +36,7 @@ from workers.compression.winograd_layers import (
     with_pruned,
     without_pruned,
 )
-from workers.compression.winograd_moments import Moments, compensated
+from workers.compression.winograd_moments import Moments, compensated, measure_moments, measure_target
 from workers.compression.winograd_positions import prune_below, prune_lowest
 from workers.compression.winograd_scores import accuracy_score, random_score, score
 from workers.models.graph import Layer, ModelGraph, copy_graph, layers, parameter, set_parameter
@@ -52,7 +53,7 @@ End = Literal["all_pruned", "accuracy_fell", "target_reduction", "rounds", "noth
 class Surroundings:
     """What the step asks of the job: images to measure, probe and judge on, and to train with."""
 
-    measure: Callable[[ModelGraph, list[str]], dict[str, Moments]]
+    calibration: Callable[[ModelGraph], Iterable[Tensor]]  # batches of input for a network, the same at every call
     evaluator_of: Callable[[ModelGraph], Evaluator]
     evaluate: Callable[[ModelGraph], float]  # accuracy in percent on the selection images
     train: Train | None
@@ -71,7 +72,9 @@ class WinogradLayer:
     multiplications_direct: int
     multiplications_winograd: int
     multiplications: int  # that remain
-    output_error: float | None  # mean square lost of the output when pruned, before any training
+    output_error: (
+        float | None
+    )  # part of the output's mean square that was missed before training, layers before it counted in
 
 
 @dataclass(frozen=True)
@@ -247,8 +250,8 @@ class _Search:
     def _masks_at(self, share: float, number: int) -> tuple[dict[str, Mask], float | None]:
         """The masks after a share of all that was asked, and the drop in percentage points that probing foretells."""
         state, step = self.accepted, self._step
-        if step.score == "energy" or self._fits:
-            self._moments = self._around.measure(state.graph, list(self._tiles))
+        if step.score in ("fit", "energy") or self._fits:
+            self._moments = measure_moments(state.graph, self._tiles, self._around.calibration(state.graph))
         self._scores = {name: self._scores_of(layer) for name, layer in self._layers.items()}
         fixed = {name: rate for name, rate in step.rates.items() if name in self._tiles}
         if step.select == "allocate":
@@ -290,7 +293,7 @@ class _Search:
             self.allocation = allocate(
                 {name: layer for name, layer in self._layers.items() if name not in fixed},
                 ladder=self._ladder,
-                weights_of=lambda name, mask: self._fitted(name, mask)[0],
+                weights_of=self._fitted,
                 saved_by=lambda name, mask: self._multiplications(name) * (1 - mask.share()),
                 evaluator=self._around.evaluator_of(self.accepted.graph),
                 on_progress=lambda done, what: self._report(number, 0.05 + 0.25 * done, what),
@@ -327,13 +330,13 @@ class _Search:
             return torch.stack([random_score(len(weights), generator) for _ in range(mask.groups)])
         if step.score == "accuracy":
             return self._accuracy_scores(layer, weights, mask)
-        energies = [None] * mask.groups
-        if step.score == "energy":
-            energy = self._moments[layer.name].energy_of(weights)
-            return torch.stack(
-                [score("energy", u, m, e) for u, e in zip(mask.chunks(weights), mask.chunks(energy), strict=True)]
-            )
-        return torch.stack([score(step.score, u, m, e) for u, e in zip(mask.chunks(weights), energies, strict=True)])
+        if step.score != "fit" and step.score != "energy":
+            return torch.stack([score(step.score, u, m) for u in mask.chunks(weights)])
+        moments = self._moments[layer.name]
+        if step.score == "fit" and moments.gram is not None:
+            return elimination_scores(weights, mask, moments)
+        energies = mask.chunks(moments.energy_of(weights))
+        return torch.stack([score("energy", u, m, e) for u, e in zip(mask.chunks(weights), energies, strict=True)])
 
     def _accuracy_scores(self, layer: Layer, weights: Tensor, mask: Mask) -> Tensor:
         evaluator = self._around.evaluator_of(self.accepted.graph)
@@ -349,23 +352,35 @@ class _Search:
         return torch.stack(scores)
 
     def _pruned(self, masks: Mapping[str, Mask]) -> _State:
-        """The accepted network with other masks, and the weights that remain fitted."""
+        """The accepted network with other masks, and the weights that remain fitted.
+
+        Layers are fitted in order, each to what it gave before anything was pruned, on what the layers before it make now.
+        """
         pruned = copy_graph(self.accepted.graph)
         self._errors = {}
-        for name, mask in masks.items():
-            weights, error = self._fitted(name, mask)
-            set_parameter(pruned, self._layers[name].weight, weights)
-            if error is not None:
-                self._errors[name] = error
+        for name, layer in self._layers.items():
+            mask = masks[name]
+            if not self._fits:
+                set_parameter(pruned, layer.weight, mask.apply(parameter(pruned, layer.weight).detach()))
+                continue
+            moments, target = self._moments[name], None
+            if moments.gram is not None:
+                batches = self._around.calibration(pruned)
+                moments, target = measure_target(pruned, self._reference, name, batches)
+            weights = parameter(self._reference, layer.weight).detach()
+            fitted, self._errors[name] = compensated(weights, mask, moments, target)
+            set_parameter(pruned, layer.weight, fitted)
         return _State(pruned, dict(masks))
 
-    def _fitted(self, name: str, mask: Mask) -> tuple[Tensor, float | None]:
-        """The weights of one layer with that mask, and the error of its output; against training, or against the upload."""
-        graph = self._converted if self._around.train is None else self.accepted.graph
-        weights = parameter(graph, self._layers[name].weight).detach()
-        if not self._fits:
-            return mask.apply(weights), None
-        return compensated(weights, mask, self._moments[name])
+    @property
+    def _reference(self) -> ModelGraph:
+        """The network whose layers' outputs are to be kept: as it was trained last, or else the upload."""
+        return self._converted if self._around.train is None else self.accepted.graph
+
+    def _fitted(self, name: str, mask: Mask) -> Tensor:
+        """The weights of one layer with that mask, if no other layer changes."""
+        weights = parameter(self._reference, self._layers[name].weight).detach()
+        return compensated(weights, mask, self._moments[name])[0] if self._fits else mask.apply(weights)
 
     # ---- Multiplications --------------------------------------------------------------------------------------------
 

@@ -6,11 +6,15 @@ square error of its output, when its weights change by D, is a quadratic form th
     error = sum over k of D[:, k, :] G D[:, k, :],    G[(p, c), (q, d)] = Q[p, q] E[V[p, c] V[q, d]]
 
 with Q the inner products of the patterns. Its minimum over the kept weights, with the others zero, has a closed form.
+
+Where layers before it have been pruned, a layer reads other values V' than it did, and the best weights are those that make of
+V' what the layer was to give: with G of V', they solve G U = B, where B holds what V' and the outputs wanted have in common. So
+each layer makes up for what all before it have lost, too (as in Frantar et al. 2022, who quantise layers one after another).
 """
 
 from collections.abc import Iterable
+from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -19,7 +23,7 @@ from winograd.tiles import Grid, take_tiles
 
 from workers.compression.winograd_layers import Mask
 from workers.compression.winograd_scores import output_gains
-from workers.models.graph import Layer, ModelGraph, layers
+from workers.models.graph import Layer, ModelGraph, layers, parameter
 
 # Rows of G, t*t*C/g, up to which it is held and solved: 4,608 rows are 170 MB, and a second or two.
 MOST_ROWS = 4608
@@ -36,15 +40,43 @@ class Moments:
 
     @classmethod
     def empty(cls, layer: Layer) -> "Moments":
-        assert layer.m is not None
         positions, channels = layer.weight_shape[0], layer.weight_shape[2]
         rows = positions * channels
         gram = torch.zeros(layer.groups, rows, rows, dtype=torch.float64) if rows <= MOST_ROWS else None
-        return cls(layer.m, torch.zeros(layer.groups, positions, channels, dtype=torch.float64), gram)
+        return cls(_m_of(layer), torch.zeros(layer.groups, positions, channels, dtype=torch.float64), gram)
 
     def energy_of(self, weights: Tensor) -> Tensor:
         """[t*t, K, C/g], the mean square of the input that each weight is multiplied with, as a view."""
         return self.energy.repeat_interleave(weights.shape[1] // self.energy.shape[0], dim=0).transpose(0, 1)
+
+    def add(self, v: Tensor) -> int:
+        """Count in transformed tiles [g, t*t, C/g, tiles], and return how many they are."""
+        self.energy += v.double().square().sum(-1)
+        if self.gram is not None:
+            rows = v.flatten(1, 2)
+            self.gram += (rows @ rows.transpose(1, 2)).double()
+        return int(v.shape[3])
+
+    def average(self, tiles: int) -> None:
+        """From sums over so many tiles to means."""
+        self.energy /= max(1, tiles)
+        if self.gram is not None:
+            channels = self.energy.shape[2]
+            products = _products_of_patterns(self.m).repeat_interleave(channels, 0).repeat_interleave(channels, 1)
+            self.gram *= products / max(1, tiles)
+
+
+@dataclass
+class Target:
+    """What a layer is to give, seen from its inputs: B [g, t*t*C/g, K/g], and the mean square of the outputs wanted."""
+
+    common: Tensor
+    energy: float
+
+    @classmethod
+    def empty(cls, layer: Layer) -> "Target":
+        positions, filters, channels = layer.weight_shape
+        return cls(torch.zeros(layer.groups, positions * channels, filters // layer.groups, dtype=torch.float64), 0.0)
 
 
 def measure_moments(graph: ModelGraph, names: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
@@ -52,43 +84,86 @@ def measure_moments(graph: ModelGraph, names: Iterable[str], batches: Iterable[T
     wanted = set(names)
     found = {layer.name: Moments.empty(layer) for layer in layers(graph) if layer.name in wanted}
     layer_of = {node: layer for layer in layers(graph) if layer.name in wanted for node in layer.used_by}
+    inputs_of = _InputsOf(graph, layer_of)
     tiles = dict.fromkeys(found, 0)
     for batch in batches:
-        for node, image in _inputs_of(graph, layer_of.keys(), batch).items():
+        for node, image in inputs_of(batch).items():
             layer = layer_of[node]
-            tiles[layer.name] += _add(found[layer.name], layer, image)
+            tiles[layer.name] += found[layer.name].add(_tiles_of(layer, image))
     for name, moments in found.items():
-        moments.energy /= max(1, tiles[name])
-        if moments.gram is not None:
-            moments.gram *= _pattern_products(moments) / max(1, tiles[name])
+        moments.average(tiles[name])
     return found
 
 
-def compensated(weights: Tensor, mask: Mask, moments: Moments) -> tuple[Tensor, float]:
-    """The weights [t*t, K, C/g] that give most nearly what `weights` gave, using kept positions only; and the error that is left.
+@torch.inference_mode()
+def measure_target(
+    graph: ModelGraph, reference: ModelGraph, name: str, batches: Iterable[Tensor]
+) -> tuple[Moments, Target]:
+    """The moments of the layer called `name` of `graph`, and as its target what it gives in `reference`.
 
-    The error is the mean square of what is lost of the output over that of the output. Where G is too large, the kept weights
-    stay as they are, and the error is that of `energy`, as if positions were uncorrelated.
+    The networks differ in weights only; the layer has all positions, and few enough rows that G is held.
+    """
+    layer = next(layer for layer in layers(graph) if layer.name == name)
+    weights = parameter(reference, layer.weight)
+    products = _products_of_patterns(_m_of(layer))
+    own, wanted = _InputsOf(graph, layer.used_by), _InputsOf(reference, layer.used_by)
+    moments, target = Moments.empty(layer), Target.empty(layer)
+    tiles = 0
+    for batch in batches:
+        images = wanted(batch)
+        for node, image in own(batch).items():
+            v = _tiles_of(layer, image)
+            outputs = _outputs_of(layer, weights, images[node])
+            seen = (products.float() @ outputs.flatten(2)).reshape(outputs.shape)
+            tiles += moments.add(v)
+            target.common += (v @ seen.transpose(2, 3)).flatten(1, 2).double()
+            target.energy += float((outputs * seen).sum(dtype=torch.float64))
+    moments.average(tiles)
+    target.common /= max(1, tiles)
+    target.energy /= max(1, tiles)
+    return moments, target
+
+
+def compensated(weights: Tensor, mask: Mask, moments: Moments, target: Target | None = None) -> tuple[Tensor, float]:
+    """The weights [t*t, K, C/g] that give most nearly what is wanted, using kept positions only; and the error that is left.
+
+    Wanted is what `weights` gave, or else `target`. The error is the mean square of what is missed over that of the outputs
+    wanted. Where G is too large, the kept weights stay as they are, and the error is that of `energy`, as if positions were
+    uncorrelated.
     """
     masked = mask.apply(weights)
     if moments.gram is None:
         return masked, _energy(weights - masked, moments) / max(_energy(weights, moments), 1e-300)
     fitted = torch.zeros_like(weights)
-    lost, whole = 0.0, 0.0
+    lost, whole = 0.0, 0.0 if target is None else target.energy
     of_group = weights.shape[1] // len(moments.gram)
     is_kept = mask.apply(torch.ones_like(weights)).bool()
     for group, gram in enumerate(moments.gram):
         filters = slice(group * of_group, (group + 1) * of_group)
-        before = _as_rows(weights[:, filters]).double()  # (t*t*C/g, K/g)
-        allowed = _as_rows(is_kept[:, filters])
+        before = as_rows(weights[:, filters]).double()  # (t*t*C/g, K/g)
+        allowed = as_rows(is_kept[:, filters])
+        common = gram @ before if target is None else target.common[group]
         after = torch.zeros_like(before)
         for rows, columns in _with_common_rows(allowed):
-            after[rows.unsqueeze(1), columns] = _fit(gram, before[:, columns], rows)
-        difference = before - after
-        lost += float((difference * (gram @ difference)).sum())
-        whole += float((before * (gram @ before)).sum())
+            after[rows.unsqueeze(1), columns] = _fit(gram, common[:, columns], before[:, columns], rows)
+        lost += float((after * (gram @ after - 2 * common)).sum())
+        if target is None:
+            energy = float((before * common).sum())
+            lost, whole = lost + energy, whole + energy
         fitted[:, filters] = _from_rows(after, weights.shape[0]).to(weights.dtype)
+    lost += 0.0 if target is None else target.energy
     return fitted, max(0.0, lost) / max(whole, 1e-300)
+
+
+def with_ridge(inner: Tensor) -> tuple[Tensor, float]:
+    """A part of G that can be inverted, and what was added to its diagonal."""
+    ridge = RIDGE * float(inner.diagonal().mean().clamp_min(1e-30))
+    return inner + ridge * torch.eye(len(inner), dtype=inner.dtype), ridge
+
+
+def as_rows(weights: Tensor) -> Tensor:
+    """[t*t, K, C] as [t*t*C, K]."""
+    return weights.transpose(1, 2).flatten(0, 1)
 
 
 def _energy(weights: Tensor, moments: Moments) -> float:
@@ -97,13 +172,10 @@ def _energy(weights: Tensor, moments: Moments) -> float:
     return float((output_gains(moments.m)[:, None, None] * by_weight).sum())
 
 
-def _fit(gram: Tensor, before: Tensor, rows: Tensor) -> Tensor:
-    """min over x of |before - x in `rows`| under G, drawn a little to `before`."""
-    inner = gram[rows][:, rows]
-    ridge = RIDGE * float(inner.diagonal().mean().clamp_min(1e-30))
-    inner = inner + ridge * torch.eye(len(rows), dtype=inner.dtype)
-    right = gram[rows] @ before + ridge * before[rows]
-    return torch.cholesky_solve(right, torch.linalg.cholesky(inner))
+def _fit(gram: Tensor, common: Tensor, before: Tensor, rows: Tensor) -> Tensor:
+    """The solution of G x = `common` in `rows`, drawn a little to `before`."""
+    inner, ridge = with_ridge(gram[rows][:, rows])
+    return torch.cholesky_solve(common[rows] + ridge * before[rows], torch.linalg.cholesky(inner))
 
 
 def _with_common_rows(allowed: Tensor) -> list[tuple[Tensor, Tensor]]:
@@ -112,53 +184,50 @@ def _with_common_rows(allowed: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(kind.nonzero().flatten(), (which == i).nonzero().flatten()) for i, kind in enumerate(kinds)]
 
 
-def _as_rows(weights: Tensor) -> Tensor:
-    """[t*t, K, C] as [t*t*C, K]."""
-    return weights.transpose(1, 2).flatten(0, 1)
-
-
 def _from_rows(rows: Tensor, positions: int) -> Tensor:
     return rows.reshape(positions, -1, rows.shape[1]).transpose(1, 2)
 
 
-@torch.inference_mode()
-def _inputs_of(graph: ModelGraph, names: Iterable[str], batch: Tensor) -> dict[str, Tensor]:
-    """What the nodes called `names` read, by name."""
-    wanted = set(names)
-    found: dict[str, Tensor] = {}
+class _InputsOf:
+    """What some nodes of a network read, by name. Nothing behind the last of them is computed."""
 
-    class _Listener(fx.Interpreter):
-        def run_node(self, node: fx.Node) -> Any:  # fx's values
-            if node.name in wanted:
-                found[node.name] = self.fetch_args_kwargs_from_env(node)[0][0]
-            return super().run_node(node)
+    def __init__(self, graph: ModelGraph, names: Iterable[str]) -> None:
+        self._names = tuple(names)
+        cut = deepcopy(graph.module.graph)
+        nodes = {node.name: node for node in cut.nodes}
+        (output,) = [node for node in cut.nodes if node.op == "output"]
+        output.args = (tuple(nodes[name].args[0] for name in self._names),)
+        cut.eliminate_dead_code()
+        self._module = fx.GraphModule(graph.module, cut)
 
-    _Listener(graph.module).run(batch)
-    return found
-
-
-def _add(moments: Moments, layer: Layer, image: Tensor) -> int:
-    """Add the tiles of a batch of input [N, C, H, W], and return how many they are."""
-    assert layer.m is not None
-    tiles = take_tiles(image.float(), Grid.over(image, layer.m, layer.padding))  # (t*t, C, tiles)
-    transform = _input_transform(layer.m)
-    v = (transform @ tiles.flatten(1)).reshape(tiles.shape)  # (t*t, C, tiles)
-    by_group = v.reshape(len(v), layer.groups, -1, v.shape[2]).transpose(0, 1)  # (g, t*t, C/g, tiles)
-    moments.energy += by_group.double().square().sum(-1)
-    if moments.gram is not None:
-        rows = by_group.flatten(1, 2)
-        moments.gram += (rows @ rows.transpose(1, 2)).double()
-    return int(tiles.shape[2])
+    @torch.inference_mode()
+    def __call__(self, batch: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._names, self._module(batch), strict=True))
 
 
-def _input_transform(m: int) -> Tensor:
+def _tiles_of(layer: Layer, image: Tensor) -> Tensor:
+    """The transformed tiles [g, t*t, C/g, tiles] of input [N, C, H, W]."""
+    m = _m_of(layer)
+    tiles = take_tiles(image.float(), Grid.over(image, m, layer.padding))  # (t*t, C, tiles)
     bt = torch.tensor([[float(value) for value in row] for row in MATRICES[m].bt])
-    return torch.kron(bt, bt)
+    v = (torch.kron(bt, bt) @ tiles.flatten(1)).reshape(tiles.shape)
+    return v.reshape(len(v), layer.groups, -1, v.shape[2]).transpose(0, 1)
 
 
-def _pattern_products(moments: Moments) -> Tensor:
-    """Q for each pair of rows of G."""
-    at = torch.tensor([[float(value) for value in row] for row in MATRICES[moments.m].at], dtype=torch.float64)
+def _outputs_of(layer: Layer, weights: Tensor, image: Tensor) -> Tensor:
+    """[g, t*t, K/g, tiles]: what is transformed back to tiles of outputs, for input [N, C, H, W]."""
+    v = _tiles_of(layer, image)
+    by_group = weights.float().reshape(len(weights), layer.groups, -1, weights.shape[2]).transpose(0, 1)
+    return by_group @ v
+
+
+def _products_of_patterns(m: int) -> Tensor:
+    """Q [t*t, t*t]."""
+    at = torch.tensor([[float(value) for value in row] for row in MATRICES[m].at], dtype=torch.float64)
     one = at.T @ at
-    channels = moments.energy.shape[2]
-    return torch.kron(one, one).repeat_interleave(channels, 0).repeat_interleave(channels, 1)
+    return torch.kron(one, one)
+
+
+def _m_of(layer: Layer) -> int:
+    assert layer.m is not None
+    return layer.m

@@ -49,14 +49,16 @@ def input_gains(m: int) -> Tensor:
     return _of_both_directions(_columns_norm(tuple(zip(*MATRICES[m].bt, strict=True))))
 
 
-def filter_gains(m: int) -> Tensor:
-    """|G[a, :]|^2 |G[b, :]|^2 of each position, [t*t]: how far weights in the Winograd domain move when filters do.
+def filter_moves(m: int) -> Tensor:
+    """[t*t, t*t], how far weights in the Winograd domain move, for a gradient of theirs, when filters do.
 
-    A step w -= r dw of the filters moves U = G w G^T by -r (G G^T) dU (G G^T), of which this is the diagonal. Gradients of the
-    weights themselves, multiplied by it, make one learning rate serve both domains; unscaled, positions whose inputs and
-    outputs are amplified diverge long before the others learn anything (Yu et al. 2019 divide by such gains, too).
+    A step w -= r dw of the filters moves U = G w G^T by -r (G G^T) dU (G G^T). Gradients of the weights themselves, taken
+    through that, make one learning rate serve both domains, and are free of most of their noise: what they ask for beyond
+    what 3x3 filters could do is dropped, t*t numbers a plane being far more than a few images can tell apart. Unchanged,
+    positions whose inputs and outputs are amplified diverge long before the others learn anything.
     """
-    return _of_both_directions(_columns_norm(tuple(zip(*MATRICES[m].g, strict=True))))
+    g = torch.tensor([[float(value) for value in row] for row in MATRICES[m].g], dtype=torch.float64)
+    return torch.kron(g @ g.T, g @ g.T)
 
 
 def random_score(positions: int, generator: torch.Generator) -> Tensor:

@@ -1,14 +1,20 @@
-"""Training a network without its pruned positions (W-9): they aren't there, so nothing can bring them back."""
+"""Training a network without its pruned positions (W-9): they aren't there, so nothing can bring them back.
+
+Batch normalisation keeps its statistics. They are those of the training that the network comes from; images that vary less, or
+otherwise, than those did would move them, and cost more than a short training gains. Networks whose batch normalisation was
+folded into the weights before are then trained in the same way as others, too.
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, fx, nn
 
 import winograd
 from jobs.recipe import WinogradTraining
-from workers.compression.finetune import OnProgress, TrainingImages, finetune
-from workers.compression.winograd_scores import filter_gains
+from workers.compression.finetune import Direction, OnProgress, TrainingImages, finetune
+from workers.compression.winograd_scores import filter_moves
 from workers.models.graph import Layer, ModelGraph, copy_graph, layers, parameter, set_parameter
 
 FILTERS = "_filters"  # after the name of a layer's weights: the 3x3 filters that they are made from
@@ -31,7 +37,7 @@ class Trainer:
     def __call__(self, graph: ModelGraph, number: int) -> ModelGraph:
         """A trained copy of `graph`; `number` is that of the round, for a seed of its own."""
         if self.options.domain == "winograd":
-            return self._finetuned(graph, number, _scales(graph))
+            return self._finetuned(graph, number, _directions(graph))
         return self._trained_in_space(graph, number)
 
     def _trained_in_space(self, graph: ModelGraph, number: int) -> ModelGraph:
@@ -50,27 +56,35 @@ class Trainer:
             set_parameter(result, layer.weight, _transform_of(layer)(self.filters[layer.weight]))
         return result
 
-    def _finetuned(self, graph: ModelGraph, number: int, scales: Mapping[str, Tensor]) -> ModelGraph:
+    def _finetuned(self, graph: ModelGraph, number: int, directions: Mapping[str, Direction]) -> ModelGraph:
         # Whether the round is kept is for the search to judge, so nothing is evaluated here.
         result = finetune(
             graph, self.images, self.options, seed=self.seed + number, teacher=self.teacher, evaluate=None,
-            on_progress=self.on_progress, gradient_scales=scales,
+            on_progress=self.on_progress, directions=directions, learns_statistics=False,
         )  # fmt: skip
         return result.graph
 
 
-def _scales(graph: ModelGraph) -> dict[str, Tensor]:
-    """For each Winograd weight [P, K, C/g], what its gradient is multiplied by at each position of each filter."""
-    scales = {}
+def _directions(graph: ModelGraph) -> dict[str, Direction]:
+    """For each Winograd weight [P, K, C/g], how its gradient becomes the step that 3x3 filters would make it take."""
+    directions = {}
     for layer in layers(graph):
-        if layer.kind != "winograd_conv2d":
-            continue
-        assert layer.m is not None
-        kept, filters, _ = layer.weight_shape
-        of_positions = filter_gains(layer.m)[list(layer.positions)].reshape(-1, kept)  # (groups, P)
-        of_filters = of_positions.repeat_interleave(filters // len(of_positions), dim=0)  # (K, P)
-        scales[layer.weight] = of_filters.T[:, :, None].float()
-    return scales
+        if layer.kind == "winograd_conv2d":
+            assert layer.m is not None
+            of_groups = torch.tensor(layer.positions).reshape(-1, layer.weight_shape[0])  # (kernel groups, P)
+            moves = filter_moves(layer.m)
+            directions[layer.weight] = _along(torch.stack([moves[of][:, of] for of in of_groups]).float())
+    return directions
+
+
+def _along(moves: Tensor) -> Direction:
+    """Gradients [P, K, C/g] times moves [kernel groups, P, P]."""
+
+    def direction(gradient: Tensor) -> Tensor:
+        by_group = gradient.reshape(len(gradient), len(moves), -1, gradient.shape[2])
+        return torch.einsum("gpq,qgkc->pgkc", moves, by_group).flatten(1, 2)
+
+    return direction
 
 
 def _transform_of(layer: Layer) -> Callable[[Tensor], Tensor]:

@@ -17,8 +17,9 @@ from tests.workers.networks import graph_of
 from workers.compression.evaluator import Probe, ProbingCost
 from workers.compression.finetune import TrainingImages
 from workers.compression.prune_winograd import Surroundings, WinogradResult, prune_winograd
+from workers.compression.winograd_elimination import elimination_scores
 from workers.compression.winograd_layers import Mask, to_winograd, transformed, without_pruned
-from workers.compression.winograd_moments import compensated, measure_moments
+from workers.compression.winograd_moments import compensated, measure_moments, measure_target
 from workers.compression.winograd_positions import leaves_all_outputs, prune_below, prune_lowest
 from workers.compression.winograd_scores import input_gains, output_gains, score
 from workers.compression.winograd_training import Trainer
@@ -118,7 +119,7 @@ def run(
 ) -> WinogradResult:
     judge = Judge(network, images)
     surroundings = Surroundings(
-        measure=lambda graph, names: measure_moments(graph, names, images.split(8)),
+        calibration=lambda _graph: images.split(8),
         evaluator_of=judge.evaluator_of,
         evaluate=judge.percent,
         train=train,
@@ -398,6 +399,99 @@ def test_fitted_weights_lose_less_of_the_output_than_weights_left_as_they_were(
     assert lost(fitted) < lost(nudged)
 
 
+def test_w4_fit_takes_away_the_position_that_the_others_can_best_make_up_for(
+    network: ModelGraph, images: Tensor
+) -> None:
+    converted = to_winograd(network, {"second": 2})
+    moments = measure_moments(converted, ["second"], [images])["second"]
+    weights = parameter(converted, "second.weight").detach()
+    mask = Mask.whole(2, 1, "output_channels")
+    scores = elimination_scores(weights, mask, moments)
+    order = scores[0].argsort().tolist()
+    rows = weights.transpose(1, 2).flatten(0, 1).double()
+    energy = float((rows * (moments.gram[0] @ rows)).sum())  # type: ignore[index]
+    for taken in range(4):
+        errors = {}
+        for position in order[taken:]:
+            kept = mask.kept.clone()
+            kept[0, [*order[:taken], position]] = False
+            errors[position] = compensated(weights, Mask(kept, mask.group_by), moments)[1]
+        assert min(errors, key=errors.__getitem__) == order[taken]
+        assert float(scores[0, order[taken]]) == pytest.approx(errors[order[taken]] * energy, rel=2e-2)
+
+
+@pytest.mark.parametrize("group_by", ["output_channels", "input_channels"])
+def test_w10_fit_scores_groups_apart_and_what_is_gone_lowest(
+    network: ModelGraph, images: Tensor, group_by: str
+) -> None:
+    converted = to_winograd(network, {"second": 2})
+    moments = measure_moments(converted, ["second"], [images])["second"]
+    weights = parameter(converted, "second.weight").detach()
+    mask = Mask.whole(2, 2, group_by)  # type: ignore[arg-type]
+    first = prune_lowest(mask, elimination_scores(weights, mask, moments), 2, count=3)
+    assert first.pruned()[0] != first.pruned()[1]
+    fitted, _ = compensated(weights, first, moments)
+    scores = elimination_scores(fitted, first, moments)
+    assert float(scores[~first.kept].max()) == 0 < float(scores[first.kept].min())
+    second = prune_lowest(first, scores, 2, count=5)
+    assert all(set(a) < set(b) for a, b in zip(first.pruned(), second.pruned(), strict=True))
+
+
+def test_w4_without_a_matrix_fit_is_energy(
+    network: ModelGraph, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.compression.winograd_moments.MOST_ROWS", 1)
+    options = {"select": "count", "count": 4, "tile": 2, "rounds": 1}
+    fit, energy = (run(network, images, score=score, **options) for score in ("fit", "energy"))
+    assert [layer.pruned for layer in fit.layers] == [layer.pruned for layer in energy.layers]
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_what_a_layer_gives_is_its_own_target(network: ModelGraph, images: Tensor, tile: int) -> None:
+    converted = to_winograd(network, {"second": tile})
+    moments, target = measure_target(converted, converted, "second", images.split(8))
+    weights = parameter(converted, "second.weight").detach()
+    rows = weights.transpose(1, 2).flatten(0, 1).double()
+    expected = moments.gram[0] @ rows  # type: ignore[index]
+    assert float((target.common[0] - expected).abs().max()) < 1e-5 * float(expected.abs().max())
+    assert target.energy == pytest.approx(float((rows * expected).sum()), rel=1e-5)
+    fitted, error = compensated(weights, Mask.whole(tile, 1, "output_channels"), moments, target)
+    assert float((fitted - weights).abs().max()) < 1e-3 * float(weights.abs().max())
+    assert error < 1e-5
+
+
+def test_layers_make_up_for_what_those_before_them_have_lost(images: Tensor) -> None:
+    """The fit of the second layer on what the pruned first one gives is nearer to its outputs than a fit of its own."""
+    cut = images[:, :, :8, :8]  # whole tiles, of which nothing is cut off
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+    chain = graph_of(module.eval(), cut[:1])
+    names = ["0", "2"]
+    converted = to_winograd(chain, dict.fromkeys(names, 4))
+    moments = measure_moments(converted, names, cut.split(8))
+    apart, masks = copy_graph(converted), {}
+    for name in names:
+        weights = parameter(converted, f"{name}.weight").detach()
+        whole = Mask.whole(4, 1, "output_channels")
+        masks[name] = prune_lowest(whole, elimination_scores(weights, whole, moments[name]), 4, count=12)
+        set_parameter(apart, f"{name}.weight", compensated(weights, masks[name], moments[name])[0])
+    in_order = copy_graph(apart)
+    seen, target = measure_target(apart, converted, "2", cut.split(8))
+    fitted, error = compensated(parameter(converted, "2.weight").detach(), masks["2"], seen, target)
+    set_parameter(in_order, "2.weight", fitted)
+    expected = outputs(converted, cut).double()
+
+    def lost(candidate: ModelGraph) -> float:
+        return float((outputs(candidate, cut) - expected).square().sum() / expected.square().sum())
+
+    bias = parameter(converted, "2.bias").detach()[:, None, None]
+    energy = float((expected - bias).square().sum() / expected.square().sum())
+    assert lost(in_order) == pytest.approx(error * energy, rel=1e-2)
+    assert lost(in_order) < 0.95 * lost(apart)
+    result = run(chain, cut, select="count", count=12, tile=4, rounds=1)
+    assert lost(result.graph) == pytest.approx(lost(in_order), rel=1e-2)
+
+
 def test_tile_with_the_fewest_multiplications_is_chosen() -> None:
     assert [best_tile(sides) for sides in ((32, 32), (8, 8), (56, 56), (7, 7), (2, 2))] == [4, 4, 6, 4, 2]
 
@@ -465,6 +559,40 @@ def test_training_starts_from_the_network_that_the_step_was_given(
     trained = trainer(converted, 1)
     before, after = parameter(converted, "second.weight").detach(), parameter(trained, "second.weight").detach()
     assert float((after - before).abs().max()) < 1e-5
+
+
+@pytest.mark.parametrize("tile", [2, 4])
+def test_w9_weights_of_positions_move_as_filters_would_move_them(
+    network: ModelGraph, images: Tensor, tile: int
+) -> None:
+    """From the same start, training either comes to the same weights."""
+    learned = TrainingImages(len(images), lambda wanted: images.numpy()[wanted], torch.from_numpy, None)
+    masks = {}
+    for seed, name in enumerate(("first", "second")):
+        scores = torch.rand(1, (tile + 2) ** 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        masks[name] = prune_lowest(Mask.whole(tile, 1, "output_channels"), scores, tile, count=(tile + 2) ** 2 // 3)
+    smaller = without_pruned(to_winograd(network, dict.fromkeys(masks, tile)), masks)
+    trained = {}
+    for domain in ("winograd", "spatial"):
+        options = WinogradTraining.model_validate(
+            {"domain": domain, "learning_rate": 0.01, "epochs": 3, "batch_size": 8, "augment": "none"}
+        )
+        trained[domain] = Trainer(learned, options, 0, network, network, lambda *_: None)(smaller, 1)
+    for name in ("first.weight", "second.weight"):
+        before = parameter(smaller, name).detach()
+        moved = {domain: parameter(graph, name).detach() - before for domain, graph in trained.items()}
+        assert float(moved["spatial"].abs().max()) > 0
+        assert float((moved["winograd"] - moved["spatial"]).norm()) < 1e-2 * float(moved["spatial"].norm())
+
+
+@pytest.mark.parametrize("domain", ["winograd", "spatial"])
+def test_w9_training_leaves_statistics_of_batch_normalisation(network: ModelGraph, images: Tensor, domain: str) -> None:
+    learned = TrainingImages(len(images), lambda wanted: images.numpy()[wanted], torch.from_numpy, None)
+    options = WinogradTraining.model_validate({"domain": domain, "epochs": 1})
+    converted = to_winograd(network, {"first": 4, "second": 4})
+    trained = Trainer(learned, options, 0, network, network, lambda *_: None)(converted, 1)
+    for name, before in converted.module.named_buffers():
+        assert torch.equal(parameter(trained, name), before)
 
 
 def test_a_count_beyond_the_largest_rate_is_warned_of(network: ModelGraph, images: Tensor) -> None:
