@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_selection, cifar_test, data_folder
-from jobs.recipe import Preprocess, QuantizeFixedPoint, TrainingOptions
+from jobs.recipe import Preprocess, QuantizeFixedPoint, RecoveryTraining
 from workers.compression.finetune import TrainingImages, finetune
 from workers.compression.quantize_fixed_point import FixedPointResult, Surroundings, quantize_fixed_point
 from workers.datasets.preprocess import InputTransform
@@ -185,11 +185,12 @@ class _Bench:
         )
         return quantize_fixed_point(self._graph, step, surroundings, lambda *_: None)
 
-    def _trained(self, graph: ModelGraph, training: TrainingOptions) -> ModelGraph:
+    def _trained(self, graph: ModelGraph, training: RecoveryTraining) -> ModelGraph:
         x, y = self._learning
         images = TrainingImages(len(x), lambda wanted: x[wanted], self._transform, y)
         result = finetune(
-            graph, images, training, seed=self._options.seed, teacher=self._graph, evaluate=None, on_progress=lambda *_: None
+            graph, images, training, seed=self._options.seed, teacher=self._graph, evaluate=None, on_progress=lambda *_: None,
+            max_gradient_norm=training.max_gradient_norm,
         )  # fmt: skip
         return result.graph
 

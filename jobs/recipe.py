@@ -141,15 +141,32 @@ class Finetune(TrainingOptions):
     kind: Literal["finetune"]
 
 
-class WinogradTraining(TrainingOptions):
-    """Training that makes up for pruned positions (W-9); they take no part in it, and never come back."""
+class RecoveryTraining(TrainingOptions):
+    """Training that makes up for what a step has taken from a network. Batch normalisation keeps its statistics."""
 
-    learning_rate: float = Field(
-        default=0.001,
-        gt=0,
-        le=10,
-        description="Peak rate; it falls to zero along a cosine. Networks that came without batch normalisation bear no more.",
+    learning_rate: float = Field(default=0.001, gt=0, le=10, description="Peak rate; it falls to zero along a cosine.")
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="L2 penalty on weights, of whichever domain.")
+    loss: Literal["auto", "labels", "distillation"] = Field(
+        default="distillation",
+        description="Learn from the uploaded model's own outputs, or from labels; auto takes labels where there are any.",
     )
+    augment: Literal["none", "flip_crop"] = Field(
+        default="flip_crop", description="Random horizontal flips and shifted crops of the images."
+    )
+    max_gradient_norm: float = Field(
+        default=3.0,
+        gt=0,
+        description="Longer gradients are shortened to this norm, so that training bears higher rates.",
+    )
+
+
+class WinogradTraining(RecoveryTraining):
+    """Training that makes up for pruned positions (W-9); they take no part in it, and never come back.
+
+    Batch normalisation keeps its statistics.
+    """
+
+    learning_rate: float = Field(default=0.004, gt=0, le=10, description="Peak rate; it falls to zero along a cosine.")
     domain: Literal["winograd", "spatial"] = Field(
         default="winograd",
         description="What is learned: the weights of the kept positions themselves, or the 3x3 filters that they are "
@@ -306,7 +323,7 @@ class QuantizeFixedPoint(Schema):
         default=None,
         description="Training of the floating-point network while statistics are taken (statistics: training).",
     )
-    training: TrainingOptions | None = Field(
+    training: RecoveryTraining | None = Field(
         default=None,
         description="Retraining with the fractional lengths as they are, straight through the rounding. Without it, nothing "
         "learns from labels.",

@@ -230,11 +230,11 @@ def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_pro
 def _quantize_fixed_point(
     step: QuantizeFixedPoint, graph: ModelGraph, bench: Bench, on_progress: StepProgress
 ) -> _StepResult:
-    def trained(network: ModelGraph, options: TrainingOptions) -> ModelGraph:
+    def trained(network: ModelGraph, options: TrainingOptions, norm: float | None = None) -> ModelGraph:
         # Whether the result is kept is for the step to judge, so nothing is evaluated here.
         result = finetune(
             network, bench.training_images(), options, seed=bench.job.seed, teacher=bench.uploaded, evaluate=None,
-            on_progress=on_progress,
+            on_progress=on_progress, max_gradient_norm=norm,
         )  # fmt: skip
         return result.graph
 
@@ -243,7 +243,7 @@ def _quantize_fixed_point(
         calibration=bench.calibration_batches,
         evaluate=bench.selection_percent,
         pretrain=None if pretraining is None else lambda network: trained(network, pretraining),
-        retrain=None if training is None else lambda network: trained(network, training),
+        retrain=None if training is None else lambda network: trained(network, training, training.max_gradient_norm),
     )
     result = quantize_fixed_point(graph, step, surroundings, on_progress)
     return _StepResult(

@@ -6,7 +6,16 @@ import pytest
 
 from jobs.inspection import DatasetInspection, Eligibility, LayerInfo, ModelInspection, TensorInfo
 from jobs.preflight import Problem, Role, check_recipe, estimate, fitted_shape, is_channels_last, roles_played
-from jobs.recipe import Finetune, Preprocess, PruneWeights, PruneWinograd, QuantizeFixedPoint, Step, TrainingOptions
+from jobs.recipe import (
+    Finetune,
+    Preprocess,
+    PruneWeights,
+    PruneWinograd,
+    QuantizeFixedPoint,
+    RecoveryTraining,
+    Step,
+    TrainingOptions,
+)
 
 TO_UNIT = Preprocess(scale=1 / 255)
 
@@ -96,12 +105,12 @@ def test_c_source_is_written_of_integers_only() -> None:
 
 
 def test_fixed_point_needs_training_images_only_where_it_trains() -> None:
-    training = TrainingOptions(epochs=1)
-    for step in (fixed_point(training=training), fixed_point(statistics="training", pretraining=training)):
+    before = TrainingOptions(epochs=1)
+    for step in (fixed_point(training=RecoveryTraining()), fixed_point(statistics="training", pretraining=before)):
         (problem,) = check((step,), {"selection": data(), "test": data()})
         assert problem.pointer == "/data/train"
     assert check((fixed_point(),), {"selection": data(), "test": data()}) == []
-    labels = fixed_point(training=TrainingOptions(loss="labels"))
+    labels = fixed_point(training=RecoveryTraining(loss="labels"))
     (problem,) = check((labels,), {"train": data(labelled=False, class_counts={}), "selection": data()})
     assert problem.pointer == "/recipe/0/training/loss"
     cost = estimate((fixed_point(calibration_images=50),), {"selection": data()}, model())

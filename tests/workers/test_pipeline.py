@@ -171,6 +171,29 @@ def test_f8_integers_are_delivered_and_verified(tmp_path: Path, model: Path) -> 
     assert not any(line.message and line.message.startswith("Quantizing") for line in progress)
 
 
+def test_f2_and_f10_integers_learn_from_training_images(tmp_path: Path, model: Path) -> None:
+    step = {
+        "kind": "quantize_fixed_point",
+        "weight_bits": 3,
+        "rule": "pdf_sqnr",
+        "statistics": "training",
+        "pretraining": {"epochs": 1, "learning_rate": 0.001},
+        "training": {"epochs": 2, "batch_size": 32},
+    }
+    x, y = digits()
+    folder = lay_out_job(
+        tmp_path / "job", model, {"selection": {"x": x[900:], "y": y[900:]}}, recipe=[step], outputs=["pt2"]
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    training = report.steps[0].details["training"]
+    assert training["is_kept"] == (training["accuracy_after"] >= training["accuracy_before"])
+    assert report.steps[0].details["channels"]
+    assert report.integers is not None
+    assert report.integers.weight_bits == 3
+
+
 def test_missed_limit_is_in_the_verdict_and_the_best_result_is_delivered(tmp_path: Path, model: Path) -> None:
     folder = lay_out_job(
         tmp_path / "job",

@@ -76,17 +76,20 @@ def finetune(
     on_progress: OnProgress,
     directions: Mapping[str, Direction] | None = None,
     learns_statistics: bool = True,
+    max_gradient_norm: float | None = None,
 ) -> FinetuneResult:
     """A trained copy of `graph`. `teacher` gives the outputs to learn without labels; `evaluate` the accuracy in percent.
 
     `directions` make of the gradients of parameters, by name, what they are to be moved along instead. Without
-    `learns_statistics`, batch normalisation goes on with the statistics that it has.
+    `learns_statistics`, batch normalisation goes on with the statistics that it has. Steps along directions whose norm
+    over all parameters is above `max_gradient_norm` are shortened to it.
     """
     loss = _chosen_loss(step, images, teacher)
     loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step.temperature)
     before = evaluate(graph) if evaluate else None
     learns_statistics = learns_statistics and graph.batch_size is None and images.count > 1
     student = _Student(graph, step, learns_statistics=learns_statistics, directions=directions or {})
+    student.max_gradient_norm = max_gradient_norm
     epochs = tuple(_train(student, images, step, loss_of, seed, on_progress))
     trained = student.as_graph()
     after = evaluate(trained) if evaluate else None
@@ -111,6 +114,7 @@ class _Student:
         self._graph = graph
         self._learning = _in_full_precision(copy_graph(graph))
         self.batch_size = graph.batch_size
+        self.max_gradient_norm: float | None = None
         if learns_statistics:
             _train_batch_norm(self._learning.module)
         _end_with_logits(self._learning.module)
@@ -153,6 +157,8 @@ class _Student:
         for weight, zero in self._masks:
             if weight.grad is not None:
                 weight.grad.masked_fill_(zero, 0.0)
+        if self.max_gradient_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._learning.module.parameters(), self.max_gradient_norm)
         self._optimizer.step()
 
     def zeros(self) -> int:

@@ -218,3 +218,17 @@ def test_flips_and_crops_only_move_pixels() -> None:
                 candidates += [crop, crop[:, :, ::-1]]
         assert any(np.array_equal(after, candidate) for candidate in candidates)
     assert not np.array_equal(moved, pixels)
+
+
+def test_steps_are_no_longer_than_the_largest_gradient_allowed(small_network: ModelGraph) -> None:
+    options = {"kind": "finetune", "momentum": 0, "weight_decay": 0, "epochs": 1, "batch_size": COUNT // 3}
+    step = Finetune.model_validate({**options, "learning_rate": 1.0})
+    result = finetune(
+        small_network, stripes(), step, seed=0, teacher=None, evaluate=None, on_progress=lambda *_: None,
+        max_gradient_norm=1e-3,
+    )  # fmt: skip
+    moved = sum(
+        float((parameter(result.graph, name).detach() - before.detach()).square().sum())
+        for name, before in small_network.module.named_parameters()
+    )
+    assert 1e-4 < moved**0.5 <= 3 * 1e-3 * 1.001
