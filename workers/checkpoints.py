@@ -56,9 +56,10 @@ class Checkpoints:
             manifest = Manifest.model_validate_json(self._manifest(index).read_bytes())
             if manifest.made_from != self._made_from(index) or manifest.sha256 != sha256_of(self._network(index)):
                 return None
-            if manifest.integers_sha256 not in (None, self._digest_of_integers(index)):
+            is_integers = manifest.integers_sha256 is not None
+            if is_integers and manifest.integers_sha256 != self._digest_of_integers(index):
                 return None
-            return self._read(index, uploaded, is_integers=manifest.integers_sha256 is not None), manifest.report
+            return self._read(index, uploaded, is_integers=is_integers), manifest.report
         except (FileNotFoundError, ValidationError, ModelRefused):
             return None
 
