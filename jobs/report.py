@@ -48,7 +48,7 @@ class Comparison(Part):
     """The delivered file by turns with the uploaded model, each in a runtime of its own."""
 
     runtime: str = Field(description="Of the uploaded model.")
-    delivered_runtime: str = Field(description="Of the delivered file.")
+    delivered_runtime: str | None = Field(default=None, description="Of the delivered file.")
     threads: int
     batch_size: int
     rounds: int

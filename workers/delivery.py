@@ -16,7 +16,6 @@ from jobs.recipe import OutputFormat
 from jobs.report import Accuracy, DeliveredFile, IntegerNetworkReport, MemoryUse
 from workers.bench import Bench
 from workers.checkpoints import State, sha256_of
-from workers.compression.fixed_point_plan import logits_of, without_tail
 from workers.datasets.roles import Part
 from workers.fixed_point.compile_c import find_compiler
 from workers.fixed_point.pack_weights import with_stored_integers
@@ -32,6 +31,7 @@ from workers.measurement.verify import Conditions, Original, Verified, classes, 
 from workers.measurement.verify_c import run_c_source
 from workers.models.graph import ModelGraph
 from workers.models.lower_winograd import has_winograd
+from workers.models.tail import without_tail
 from workers.models.write_onnx import write_onnx
 from workers.models.write_pt2 import write_pt2
 
@@ -70,7 +70,7 @@ def write_state(state: State, path: Path, form: OutputFormat, *, pack_zeros: boo
         return Written()
     match form:
         case "onnx":
-            made = write_qdq(integers, state.graph, path, logits=logits_of(state.graph).name, pack_int4=True)
+            made = write_qdq(integers, state.graph, path, pack_int4=True)
             return Written(notes=tuple(_notes_on_kernels(made)))
         case "pt2":
             write_pt2(with_stored_integers(state.graph, integers), path, pack_zeros=True)
@@ -195,7 +195,7 @@ class Delivery:
             conditions=conditions,
             scratch=self._work,
             gemms=winograd_gemms(self._graph) if form == "pt2" else None,
-            # ONNX Runtime rounds halves to even numbers.
+            # Some sums ONNX Runtime rounds in its own way, and on some processors it lets products saturate.
             agrees_by_class=self._integers is not None and form == "onnx",
             compared_with=self._originals(form, original),
         )

@@ -88,8 +88,13 @@ def finetune(
     loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step.temperature)
     before = evaluate(graph) if evaluate else None
     learns_statistics = learns_statistics and graph.batch_size is None and images.count > 1
-    student = _Student(graph, step, learns_statistics=learns_statistics, directions=directions or {})
-    student.max_gradient_norm = max_gradient_norm
+    student = _Student(
+        graph,
+        step,
+        learns_statistics=learns_statistics,
+        directions=directions or {},
+        max_gradient_norm=max_gradient_norm,
+    )
     epochs = tuple(_train(student, images, step, loss_of, seed, on_progress))
     trained = student.as_graph()
     after = evaluate(trained) if evaluate else None
@@ -109,12 +114,18 @@ class _Student:
     """A copy of a network that can learn, with its optimiser and the zeros that it must keep."""
 
     def __init__(
-        self, graph: ModelGraph, step: TrainingOptions, *, learns_statistics: bool, directions: Mapping[str, Direction]
+        self,
+        graph: ModelGraph,
+        step: TrainingOptions,
+        *,
+        learns_statistics: bool,
+        directions: Mapping[str, Direction],
+        max_gradient_norm: float | None,
     ) -> None:
         self._graph = graph
         self._learning = _in_full_precision(copy_graph(graph))
         self.batch_size = graph.batch_size
-        self.max_gradient_norm: float | None = None
+        self._max_gradient_norm = max_gradient_norm
         if learns_statistics:
             _train_batch_norm(self._learning.module)
         _end_with_logits(self._learning.module)
@@ -157,8 +168,8 @@ class _Student:
         for weight, zero in self._masks:
             if weight.grad is not None:
                 weight.grad.masked_fill_(zero, 0.0)
-        if self.max_gradient_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._learning.module.parameters(), self.max_gradient_norm)
+        if self._max_gradient_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self._learning.module.parameters(), self._max_gradient_norm)
         self._optimizer.step()
 
     def zeros(self) -> int:

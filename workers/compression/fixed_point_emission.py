@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from workers.compression.fixed_point_lengths import Lengths
-from workers.compression.fixed_point_plan import Plan, Planned
+from workers.compression.fixed_point_plan import Plan, Planned, as_list
 from workers.fixed_point.coding import Coding
 from workers.fixed_point.network import (
     Addition,
@@ -30,9 +30,9 @@ from workers.fixed_point.network import (
     Table,
     Value,
 )
+from workers.fixed_point.run import INT32
 from workers.models.graph import ModelGraph, aten, layer_name, parameter
 
-INT32 = 2**31 - 1
 LOGIT_BITS = 32
 _ACCUMULATOR_BITS = 31  # without the sign
 
@@ -202,7 +202,7 @@ class Emission:
         wanted = coding.quantize(made.expand_as(given))[0, :, :, 0]  # [C, 2**bits]
         tables, row = torch.unique(wanted, dim=0, return_inverse=True)
         function = " ".join(_function_name(node) for node in planned.nodes)
-        self._add(Table(function, planned.sources[0], planned.output, tables, tuple(row.tolist())), coding)
+        self._add(Table(planned.sources[0], planned.output, function, tables, tuple(row.tolist())), coding)
 
     def _add_moved(self, planned: Planned) -> None:
         """Operations that take integers from one place to another."""
@@ -224,7 +224,7 @@ class Emission:
                 lengths = (*middle * front[0], *lengths, *middle * back[0])
                 operation = Padding(source, output, front, back)
             case "permute":
-                order = [int(str(place)) % 4 - 1 for place in _list(node.args[1])[1:]]
+                order = [int(str(place)) % 4 - 1 for place in as_list(node.args[1])[1:]]
                 operation = Permutation(source, output, (order[0], order[1], order[2]))
                 lengths = lengths if order[0] == 0 else lengths[:1] * after[0]
             case _:
@@ -248,8 +248,8 @@ class Emission:
         self.values[name] = Value(name, self.plan.shapes[name], coding)
 
 
-def ranges(planned: Planned, coding: Coding) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The integers between which each channel's output lies: those of its coding, and those of the activation function."""
+def limits(planned: Planned) -> tuple[float, float]:
+    """Between which numbers the activation function behind an operation leaves its output."""
     low, high = -math.inf, math.inf
     for node in planned.nodes:
         if node.target is aten.relu.default:
@@ -260,6 +260,12 @@ def ranges(planned: Planned, coding: Coding) -> tuple[tuple[int, ...], tuple[int
                 for place in (1, 2)
             )
             low, high = (low if least is None else max(low, least)), (high if most is None else min(high, most))
+    return low, high
+
+
+def ranges(planned: Planned, coding: Coding) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The integers between which each channel's output lies: those of its coding, and those of the activation function."""
+    low, high = limits(planned)
 
     def integer(limit: float, length: int) -> int:
         if math.isinf(limit):
@@ -335,7 +341,7 @@ def layer_of(node: fx.Node) -> str:
 
 
 def pair(value: object) -> tuple[int, int]:
-    numbers = [int(str(number)) for number in _list(value)]
+    numbers = [int(str(number)) for number in as_list(value)]
     return (numbers[0], numbers[-1])
 
 
@@ -353,7 +359,7 @@ def _slice(node: fx.Node, shape: Shape) -> tuple[Shape, Shape, Shape]:
 
 
 def _padding(node: fx.Node, shape: Shape) -> tuple[Shape, Shape]:
-    amounts = [int(str(number)) for number in _list(node.args[1])]
+    amounts = [int(str(number)) for number in as_list(node.args[1])]
     amounts += [0] * (2 * len(shape) - len(amounts))
     return _shape(amounts[0::2][::-1]), _shape(amounts[1::2][::-1])
 
@@ -364,7 +370,3 @@ def _shape(sizes: list[int]) -> Shape:
 
 def _function_name(node: fx.Node) -> str:
     return str(node.target).removeprefix("aten.").partition(".")[0]
-
-
-def _list(value: Any) -> list[Any]:  # Any: fx's arguments
-    return list(value) if isinstance(value, (list, tuple)) else [value]

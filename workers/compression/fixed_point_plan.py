@@ -25,6 +25,7 @@ from workers.models.graph import (
     winograd_conv2d,
 )
 from workers.models.shapes import infer_shapes
+from workers.models.tail import logits_of
 
 Kind = Literal[
     "convolution", "linear", "add", "multiply", "max_pool", "average_pool", "table", "requantize", "concatenate", "slice",
@@ -45,7 +46,6 @@ _ELEMENTWISE = frozenset(
         aten.floor.default, aten.ceil.default,
     }
 )  # fmt: skip
-_TAIL = frozenset({aten.softmax.int, aten.log_softmax.int, aten.reshape.default, aten.sigmoid.default})
 _WITH_PARAMETERS = (aten.conv2d.default, aten.linear.default, aten.batch_norm.default)
 _POOLS = (aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default, aten.mean.dim)
 
@@ -236,7 +236,7 @@ class _Planner:
                     raise _refusal(node, "only padding with zeros is done in integers")
                 return self._single("pad", node)
             case aten.permute.default:
-                order = [int(str(place)) % len(before) for place in _list(node.args[1])]
+                order = [int(str(place)) % len(before) for place in as_list(node.args[1])]
                 if order[0] != 0 or len(before) != 4:
                     raise _refusal(node, "it moves the batch, or has not four dimensions")
                 if order[1] != 1:
@@ -254,13 +254,13 @@ class _Planner:
         shape = self._shapes[node.all_input_nodes[0].name]
         if node.target is aten.avg_pool2d.default:
             _, _, _, padding, ceil_mode, include_pad, _ = node.args
-            if ceil_mode or (any(_list(padding)) and not include_pad):
+            if ceil_mode or (any(as_list(padding)) and not include_pad):
                 raise _refusal(node, "averages whose divisor varies at the edges aren't done in integers")
         elif node.target is aten.mean.dim:
-            dimensions = sorted(int(str(d)) % len(shape) for d in _list(node.args[1]))
+            dimensions = sorted(int(str(d)) % len(shape) for d in as_list(node.args[1]))
             if dimensions != [2, 3]:
                 raise _refusal(node, "only means over whole images are done in integers")
-        elif [int(str(side)) for side in _list(node.args[1])] != [1, 1]:
+        elif [int(str(side)) for side in as_list(node.args[1])] != [1, 1]:
             raise _refusal(node, "averages to this size aren't done in integers")
         return node
 
@@ -297,25 +297,6 @@ class _Planner:
                 raise _refusal(node, "its weights are computed by the network itself")
         if node.target is aten.linear.default and len(self._shapes[node.name]) != 2:
             raise _refusal(node, "a linear layer over more than two dimensions isn't done in integers")
-
-
-def logits_of(graph: ModelGraph) -> fx.Node:
-    """The node whose value a classifier's scores are, before what comes after the last layer (the tail)."""
-    output = graph.module.graph.output_node().all_input_nodes
-    if len(output) != 1:
-        raise RecipeRefused("quantize_fixed_point works on networks with one output.")
-    node = output[0]
-    while node.target in _TAIL and len(node.all_input_nodes[0].users) == 1:
-        node = node.all_input_nodes[0]
-    return node
-
-
-def without_tail(graph: ModelGraph) -> ModelGraph:
-    """A copy that gives the logits themselves."""
-    cut = copy_graph(graph)
-    cut.module.graph.output_node().args = ((logits_of(cut),),)
-    cut.module.recompile()
-    return cut
 
 
 def _with_depthwise_norms(graph: ModelGraph) -> ModelGraph:
@@ -402,6 +383,8 @@ def _refuse_surface(graph: ModelGraph) -> None:
             f"The model leaves the size {sizes[0]} of its images open; an integer network is made for one size.",
             hint="Export the model for the size of image that it will run on.",
         )
+    if len(graph.outputs) != 1:
+        raise RecipeRefused("quantize_fixed_point works on networks with one output.")
     if len(graph.inputs) != 1 or not graph.inputs[0].dtype.is_floating_point:
         raise RecipeRefused("quantize_fixed_point works on networks with one floating-point input.")
     for node in graph.module.graph.nodes:
@@ -447,5 +430,6 @@ def _walk(node: fx.Node, is_end: Callable[[fx.Node], bool]) -> Iterator[bool]:
                 yield from _walk(operand, is_end)
 
 
-def _list(value: Any) -> list[Any]:  # Any: fx's arguments
+def as_list(value: Any) -> list[Any]:  # Any: fx's arguments
+    """An argument that may be one number or several."""
     return list(value) if isinstance(value, (list, tuple)) else [value]

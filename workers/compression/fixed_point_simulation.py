@@ -53,7 +53,9 @@ class Simulation:
             if operation.output in planned:
                 self._add(operation, planned[operation.output])
             else:
-                self._add_rounded(self._stored[operation.sources[0]], operation.output)  # recoded for one reader
+                # Recoded for one reader.
+                self._ranks[operation.output] = self._ranks[operation.sources[0]]
+                self._add_rounded(self._stored[operation.sources[0]], operation.output)
         self._add_tail(plan.logits)
         self.made.module.graph = self.graph
         self.made.module.recompile()
@@ -117,7 +119,7 @@ class Simulation:
     def _add_rounded(self, node: fx.Node, name: str) -> None:
         """Round the numbers that `node` gives to the coding of `name`, as single-precision numbers."""
         coding = self._network.values[name].coding
-        dimensions = self._ranks.get(name, 4)
+        dimensions = self._ranks[name]
         scaled = self.call(aten.mul.Tensor, node, self._scale(f"{name}_scale", coding, 1, dimensions))
         raised = self.call(aten.add.Tensor, scaled, 0.5)
         floored = self.call(aten.floor.default, raised)

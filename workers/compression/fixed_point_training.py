@@ -57,7 +57,7 @@ class TrainingNetwork(Simulation):
 
     def _add_rounded(self, node: fx.Node, name: str) -> None:
         coding = self.coding(name)
-        scale = exp2(along_channels(coding.lengths_tensor(), self._ranks.get(name, 4))).float()
+        scale = exp2(along_channels(coding.lengths_tensor(), self._ranks[name])).float()
         rounder = _Rounder(scale, float(coding.lowest), float(coding.highest))
         self._stored[name] = self.call(rounder, node)
 

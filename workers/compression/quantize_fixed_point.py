@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jobs.recipe import QuantizeFixedPoint
 from workers.compression.finetune import OnProgress
+from workers.compression.fixed_point_emission import limits
 from workers.compression.fixed_point_plan import CARRIED, Plan, Planned, make_plan
 from workers.compression.fixed_point_rules import Expression
 from workers.compression.fixed_point_simulation import simulate
@@ -61,7 +62,7 @@ class FixedPointResult:
     graph: ModelGraph
     network: IntegerNetwork
     measured_change_pp: float
-    calibration_images: int
+    calibration_images: int  # that distributions were measured on; none if they were taken while training
     rounding_images: int
     layers: tuple[FixedPointLayer, ...]
     profile: dict[str, Any] = field(default_factory=dict)
@@ -84,7 +85,7 @@ def quantize_fixed_point(
 ) -> FixedPointResult:
     """The network in integers. Raises `RecipeRefused` for what integers can't do."""
     before = around.evaluate(graph)
-    observer, images = None, step.calibration_images
+    observer, images = None, 0
     if around.pretrain is not None:
         observer = Observer(make_plan(fold_batchnorm(graph)).coded)
         graph = observed_while(around.pretrain, graph, observer)
@@ -171,8 +172,8 @@ def _expression(
 
 def _is_unsigned(plan: Plan, planned: Planned, statistics: dict[str, ChannelStatistics]) -> bool:
     """Whether the nodes themselves never give a negative number."""
-    last = planned.nodes[-1]
-    if last.target in _UNSIGNED or (last.target is aten.clamp.default and float(str(last.args[1] or -1)) >= 0):
+    is_chain = planned.kind == "table"  # of functions, of which the last decides
+    if planned.nodes[-1].target in _UNSIGNED or (not is_chain and limits(planned)[0] >= 0):
         return True
     if planned.kind not in ("average_pool", "multiply", "add"):
         return False

@@ -7,7 +7,7 @@ isn't part of it.
 Accumulators are 32 bits wide unless stated; `accumulator_bound` of an operation is what no image can exceed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,8 +26,20 @@ class Value:
     coding: Coding  # one length a channel
 
 
+@dataclass(frozen=True)
+class _OfOne:
+    """What operations on one tensor have in common."""
+
+    source: str
+    output: str
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        return (self.source,)
+
+
 @dataclass(frozen=True, eq=False)
-class Convolution:
+class Convolution(_OfOne):
     """A convolution or (on (C, 1, 1), with 1x1 kernels) a linear layer, with its requantization (METHODS 5.3, F3-F4).
 
         acc[o] = bias[o] + sum over i, r, s of (weight[o, i, r, s] << shifts[o, i]) * x[i, ...]
@@ -37,8 +49,6 @@ class Convolution:
     """
 
     layer: str
-    source: str
-    output: str
     weight: Tensor  # int64 [K, C/g, R, S], each of `weight_bits` bits, signed
     weight_bits: int
     shifts: Tensor  # int64 [K, C/g], none negative: what aligns partial sums
@@ -53,10 +63,6 @@ class Convolution:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     is_linear: bool = False
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
 
     @property
     def aligned_weight(self) -> Tensor:
@@ -107,30 +113,22 @@ class Multiplication:
 
 
 @dataclass(frozen=True)
-class MaxPool:
+class MaxPool(_OfOne):
     """The largest integer of each window; padding never wins."""
 
-    source: str
-    output: str
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int] = (1, 1)
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
 
 @dataclass(frozen=True)
-class AveragePool:
+class AveragePool(_OfOne):
     """`y[c] = clamp((sum of the window * multiplier + half) >> out_shift[c], low[c], high[c])`: a division as multiply and shift.
 
     Padding counts as zeros, and all windows have the same divisor.
     """
 
-    source: str
-    output: str
     kernel: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
@@ -139,39 +137,23 @@ class AveragePool:
     low: tuple[int, ...]
     high: tuple[int, ...]
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Table(_OfOne):
     """`y = tables[row[c]][x - lowest of x]`: any function of one number, by look-up; channels with equal lengths share a row."""
 
     function: str  # what it stands for, such as hardswish
-    source: str
-    output: str
     tables: Tensor  # int64 [rows, 2**bits of the source]
     row: tuple[int, ...]  # by channel
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
 
 @dataclass(frozen=True)
-class Requantization:
+class Requantization(_OfOne):
     """The same numbers with other lengths: `y[c] = clamp((x[c] + half) >> out_shift[c], low[c], high[c])`."""
 
-    source: str
-    output: str
     out_shift: tuple[int, ...]
     low: tuple[int, ...]
     high: tuple[int, ...]
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
 
 
 @dataclass(frozen=True)
@@ -183,70 +165,39 @@ class Concatenation:
 
 
 @dataclass(frozen=True)
-class Slice:
+class Slice(_OfOne):
     """Every `step`-th of each dimension (C, H, W) from `start` until before `stop`."""
 
-    source: str
-    output: str
     start: Shape
     stop: Shape
     step: Shape
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
 
 @dataclass(frozen=True)
-class Padding:
+class Padding(_OfOne):
     """Zeros before and after, in each dimension (C, H, W)."""
 
-    source: str
-    output: str
     before: Shape
     after: Shape
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
 
 @dataclass(frozen=True)
-class NearestUpsample:
+class NearestUpsample(_OfOne):
     """Every integer repeated `scale` times downwards and sideways."""
 
-    source: str
-    output: str
     scale: tuple[int, int]
 
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
 
 @dataclass(frozen=True)
-class Reshape:
+class Reshape(_OfOne):
     """The same integers in the same order of memory (C, H, W) under another shape."""
 
-    source: str
-    output: str
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
-
 
 @dataclass(frozen=True)
-class Permutation:
+class Permutation(_OfOne):
     """Dimensions (C, H, W) in another order."""
 
-    source: str
-    output: str
     order: tuple[int, int, int]
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        return (self.source,)
 
 
 Operation = (
@@ -274,7 +225,6 @@ class IntegerNetwork:
     output: str  # the logits: accumulators as they are, 32 bits, all with one length
     values: dict[str, Value]
     operations: tuple[Operation, ...]
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def convolutions(self) -> tuple[Convolution, ...]:

@@ -47,7 +47,6 @@ def save_network(network: IntegerNetwork, path: Path) -> None:
             {"kind": type(each).__name__, **{f.name: _plain(getattr(each, f.name), tensors) for f in fields(each)}}
             for each in network.operations
         ],
-        "notes": network.notes,
     }
     arrays: dict[str, Any] = {f"{_TENSOR}_{number}": tensor.numpy() for number, tensor in enumerate(tensors)}
     text = np.frombuffer(json.dumps(described, separators=(",", ":")).encode(), np.uint8)
@@ -74,7 +73,7 @@ def load_network(path: Path) -> IntegerNetwork:
         for operation in described["operations"]:
             kind = _OPERATIONS[operation.pop("kind")]
             operations.append(kind(**{name: read(item) for name, item in operation.items()}))
-    return IntegerNetwork(described["input"], described["output"], values, tuple(operations), tuple(described["notes"]))
+    return IntegerNetwork(described["input"], described["output"], values, tuple(operations))
 
 
 def _plain(item: Any, tensors: list[Tensor]) -> Any:

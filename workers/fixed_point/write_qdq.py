@@ -21,16 +21,15 @@ from workers.fixed_point.network import Convolution, IntegerNetwork
 from workers.fixed_point.qdq_convolutions import WrittenConvolution, write_convolution
 from workers.fixed_point.qdq_operations import write_operation
 from workers.fixed_point.qdq_tensors import Form, Held, QdqTensors, Rounding, is_bytes, zero_of
-from workers.models.graph import ModelGraph, TensorSpec, aten, parameter
+from workers.models.graph import ModelGraph, TensorSpec, parameter
 from workers.models.onnx_emitter import ELEMENT_TYPES, OnnxEmitter
 from workers.models.onnx_operators import emit_node
 from workers.models.shapes import infer_tensors
+from workers.models.tail import logits_of
 
 OPSET, IR_VERSION = 18, 8  # as all files that we write
 PACKED_OPSET, PACKED_IR_VERSION = 21, 10  # the first with tensors of 4 bits
 PRODUCER = "winnow"
-
-_TAIL = frozenset({aten.softmax.int, aten.log_softmax.int, aten.sigmoid.default, aten.reshape.default})
 
 
 @dataclass(frozen=True)
@@ -52,16 +51,11 @@ class QdqReport:
         return all(each.integer for each in self.convolutions)
 
 
-def write_qdq(
-    network: IntegerNetwork, graph: ModelGraph, path: Path, *, logits: str | None = None, pack_int4: bool = False
-) -> QdqReport:
+def write_qdq(network: IntegerNetwork, graph: ModelGraph, path: Path, *, pack_int4: bool = False) -> QdqReport:
     """Write `network` to `path`, with the inputs and outputs of `graph` and what it computes from its logits.
 
-    `logits` names the node of `graph` whose value the network computes; by default it is called as in the network, or else is
-    the last one before what changes shapes or makes probabilities. With `pack_int4`, weights of 4 bits take half a byte each, and
-    the file needs opset 21. Raises ValueError if there is no such node.
+    With `pack_int4`, weights of 4 bits take half a byte each, and the file needs opset 21.
     """
-    node = _find_logits(graph, network, logits)
     emitter = OnnxEmitter(infer_tensors(graph))
     tensors = QdqTensors(emitter, network.values, packs_int4=pack_int4)
     for spec in (*graph.inputs, *graph.outputs):
@@ -73,25 +67,11 @@ def write_qdq(
             written.append(write_convolution(tensors, operation))
         else:
             tensors.held[operation.output] = write_operation(tensors, operation)
-    _write_tail(tensors, network, graph, node)
+    _write_tail(tensors, network, graph, logits_of(graph))
     opset = PACKED_OPSET if tensors.four_bits else OPSET
     stored = _model(tensors, graph, opset).SerializeToString(deterministic=True)
     path.write_bytes(stored)
     return QdqReport(tuple(written), opset, len(stored))
-
-
-def _find_logits(graph: ModelGraph, network: IntegerNetwork, name: str | None) -> fx.Node:
-    nodes: dict[str, fx.Node] = {node.name: node for node in graph.module.graph.nodes}
-    if name is not None and name not in nodes:
-        raise ValueError(
-            f"No node of the graph is called {name}; name the one whose value the integer network computes."
-        )
-    node = nodes.get(name or network.output)
-    if node is None:
-        node = _output_nodes(graph)[0]
-        while node.target in _TAIL:
-            node = node.all_input_nodes[0]
-    return node
 
 
 def _output_nodes(graph: ModelGraph) -> list[fx.Node]:

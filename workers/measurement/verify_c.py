@@ -17,6 +17,7 @@ from jobs.errors import VerificationFailed
 from workers.fixed_point.compile_c import FLAGS, CSourceFailed, compile_c
 
 _SECONDS = 3600
+_AS_LIBRARY = (*FLAGS, "-shared", "-fPIC")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ def run_c_source(path: Path, inputs: npt.NDArray[np.integer], *, scratch: Path, 
     folder = scratch / "c"
     folder.mkdir(exist_ok=True)
     try:
-        program = compile_c(path, folder, compiler, flags=(*FLAGS, "-shared", "-fPIC"))
+        program = compile_c(path, folder, compiler, flags=_AS_LIBRARY)
     except CSourceFailed as failed:
         raise VerificationFailed(f"{path.name}: {failed}", file=path.name) from failed
     inputs_path, logits_path = folder / "inputs.npy", folder / "logits.npz"
@@ -57,7 +58,9 @@ def run_c_source(path: Path, inputs: npt.NDArray[np.integer], *, scratch: Path, 
         last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
         raise VerificationFailed(f"{path.name} crashed the process that ran it: {last[:500]}", file=path.name)
     with np.load(logits_path, allow_pickle=False) as answer:
-        run = CRun(answer["logits"], float(np.median(answer["milliseconds"])), " ".join(["cc", *FLAGS]))
+        run = CRun(
+            answer["logits"], float(np.median(answer["milliseconds"])), " ".join([Path(compiler).name, *_AS_LIBRARY])
+        )
     for left in folder.iterdir():
         left.unlink()
     folder.rmdir()

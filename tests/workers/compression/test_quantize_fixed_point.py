@@ -126,6 +126,7 @@ def test_f2_statistics_are_taken_while_the_network_is_trained(network: ModelGrap
     result = quantize_fixed_point(network, recipe(**options), around(network, images, pretrain=train), lambda *_: None)
     assert len(passes) == 2
     assert result.profile
+    assert result.calibration_images == 0  # no distribution was measured on any
 
 
 # ---- Fixed-point expressions -----------------------------------------------------------------------------------------
@@ -287,7 +288,8 @@ def test_f5_f6_f7_hold_in_every_layer(network: ModelGraph, images: Tensor, how: 
         elif layer.layer not in {report.layer for report in result.layers if report.capped_outputs}:
             assert torch.equal(layer.lengths, (per_plane + grid).amax(1))  # claim 4: the longest product's
             checked += 1
-    assert checked == (len(result.network.convolutions) if how == "shift" else 0) or how != "shift"
+    if how == "shift":
+        assert checked == len(result.network.convolutions)
 
 
 def test_f7_shift_loses_nothing_and_retune_opt_less_than_retune() -> None:
@@ -345,6 +347,42 @@ def test_f8_integers_give_exactly_what_the_simulation_gives(
         assert value.coding.bits == (32 if is_logits else activations)
         # Tensors that are put behind each other bring the lengths that they have.
         assert is_logits or value.coding.is_uniform or lengths == "per_channel" or value.name == "cat"
+
+
+class Vectors(nn.Module):
+    """Signed and unsigned vectors of several lengths put behind each other, after clamps that begin at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(3, 6, 3)
+        self.two = nn.Conv2d(3, 6, 3)
+        self.fc = nn.Linear(12, 4)
+
+    def forward(self, image: Tensor) -> Tensor:
+        unsigned = functional.relu6(self.one(image)).mean((2, 3))
+        signed = self.two(image * torch.tensor([0.1, 1.0, 8.0]).reshape(3, 1, 1)).mean((2, 3))
+        result: Tensor = self.fc(torch.cat([unsigned, signed], 1))
+        return result
+
+
+def test_f8_vectors_of_other_signs_are_simulated_exactly() -> None:
+    torch.manual_seed(2)
+    images = torch.randn(40, 3, 8, 8)
+    network = graph_of(Vectors().eval(), images[:2])
+    result = quantized(network, images)
+    runner = IntegerRunner(result.network)
+    scores = runner.scores(runner.run(runner.quantize_input(images)))
+    torch.testing.assert_close(scores, result.graph(images)[0].double(), rtol=0, atol=0)
+    assert any(name.endswith("_recoded") for name in result.network.values)
+
+
+def test_relu6_has_the_bit_of_the_sign_for_itself() -> None:
+    torch.manual_seed(2)
+    images = torch.randn(40, 3, 8, 8)
+    result = quantized(graph_of(Vectors().eval(), images[:2]), images)
+    (first, *_) = result.network.convolutions
+    assert first.layer == "one"
+    assert not result.network.values[first.output].coding.signed
 
 
 def test_f8_nothing_in_the_network_is_a_floating_point_number(network: ModelGraph, images: Tensor) -> None:

@@ -171,7 +171,7 @@ class RandomNetwork:
         made = coding(value.shape[0], bits, signed=signed)
         numbers = self.integers(made.lowest, made.highest, tables, 1 << value.coding.bits)
         operation = Table(
-            "hardswish", source, self._name("table"), numbers, self.numbers(0, tables - 1, value.shape[0])
+            source, self._name("table"), "hardswish", numbers, self.numbers(0, tables - 1, value.shape[0])
         )
         return self._add(operation, value.shape, made)
 

@@ -30,6 +30,7 @@ from workers.fixed_point.network import (
 from workers.fixed_point.run import IntegerRunner
 from workers.fixed_point.write_qdq import QdqReport, write_qdq
 from workers.models.graph import ModelGraph
+from workers.models.tail import logits_of
 
 SHAPE = (4, 6, 6)
 
@@ -208,7 +209,7 @@ def test_fewer_bytes_with_packed_weights_and_the_same_integers(tmp_path: Path) -
 def test_names_batch_and_tail_are_those_of_the_graph(tmp_path: Path) -> None:
     made = builder()
     network, graph = made.network(made.convolution(made.input(SHAPE), 4)), surface(SHAPE)
-    write_qdq(network, graph, tmp_path / "n.onnx", logits=LOGITS)
+    write_qdq(network, graph, tmp_path / "n.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "n.onnx")
     for given, spec in zip(
         (*session.get_inputs(), *session.get_outputs()), (*graph.inputs, *graph.outputs), strict=True
@@ -221,26 +222,16 @@ def test_names_batch_and_tail_are_those_of_the_graph(tmp_path: Path) -> None:
         assert torch.allclose(probabilities.double(), scores.softmax(1), atol=1e-6)
 
 
-def test_logits_must_be_a_node_of_the_graph(tmp_path: Path) -> None:
-    made = builder()
-    network = made.network(made.input(SHAPE))
-    with pytest.raises(ValueError, match="No node of the graph is called nothing"):
-        write_qdq(network, surface(SHAPE), tmp_path / "n.onnx", logits="nothing")
-
-
-def test_logits_are_found_before_the_tail(tmp_path: Path) -> None:
-    made = builder()
-    network = made.network(made.convolution(made.input(SHAPE), 4))
-    for name, logits in (("named", LOGITS), ("found", None)):
-        write_qdq(network, surface(SHAPE), tmp_path / name, logits=logits)
-    assert (tmp_path / "named").read_bytes() == (tmp_path / "found").read_bytes()
+def test_logits_are_found_before_the_tail() -> None:
+    assert logits_of(surface(SHAPE)).name == LOGITS
+    assert logits_of(scores_surface(SHAPE)).name == LOGITS
 
 
 def test_same_network_same_bytes(tmp_path: Path) -> None:
     made = builder()
     network, graph = made.network(made.convolution(made.input(SHAPE), 4)), surface(SHAPE)
     for name in ("one", "two"):
-        write_qdq(network, graph, tmp_path / name, logits=LOGITS)
+        write_qdq(network, graph, tmp_path / name)
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
@@ -248,7 +239,7 @@ def test_same_network_same_bytes(tmp_path: Path) -> None:
 def test_products_that_16_bits_cannot_add_are_reported(tmp_path: Path, weight_bits: int, needs_vnni: bool) -> None:
     made = builder()
     network = made.network(made.convolution(made.input(SHAPE), 32, weight_bits=weight_bits))
-    report = write_qdq(network, surface(SHAPE), tmp_path / "n.onnx", logits=LOGITS)
+    report = write_qdq(network, surface(SHAPE), tmp_path / "n.onnx")
     assert report.convolutions[0].needs_vnni == needs_vnni
 
 
@@ -257,7 +248,7 @@ def assert_same(
 ) -> QdqReport:
     """The file's logits are those of the reference runner, to the last bit."""
     shape = network.values[network.input].shape
-    report = write_qdq(network, scores_surface(shape), folder / "n.onnx", logits=LOGITS, pack_int4=pack_int4)
+    report = write_qdq(network, scores_surface(shape), folder / "n.onnx", pack_int4=pack_int4)
     images = images_of(network) if images is None else images
     runner = IntegerRunner(network)
     wanted = runner.scores(runner.run(runner.quantize_input(images)))
@@ -287,7 +278,7 @@ def _everything(made: Builder, image: str, bits: int, *, signed: bool) -> str:
     high = (made.values[image].coding.highest,) * 4
     size, kind = 1 << bits, (bits, signed)
     tables = made.random(low[0], high[0], (2, size))
-    x = made.add(Table("any", image, "table", tables, (0, 1, 1, 0)), SHAPE, *kind)
+    x = made.add(Table(image, "table", "any", tables, (0, 1, 1, 0)), SHAPE, *kind)
     x = made.add(Requantization(x, "finer", (1, 2, 0, -1), low, high), SHAPE, *kind)
     mean = made.add(AveragePool(x, "mean", (6, 6), (1, 1), (0, 0), 455, (14, 13, 14, 14), low, high), (4, 1, 1), *kind)
     scaled = made.add(Multiplication((x, mean), "scaled", (5, 4, 6, 5), low, high), SHAPE, *kind)
