@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from workers.compression.fixed_point_emission import input_lengths, pool_window
 from workers.compression.fixed_point_plan import CARRIED, Plan, Planned
 from workers.fixed_point.coding import Coding, along_channels, exp2
-from workers.fixed_point.network import AveragePool, Convolution, IntegerNetwork, Operation
+from workers.fixed_point.network import Addition, AveragePool, Convolution, IntegerNetwork, Multiplication, Operation
 from workers.models.graph import ModelGraph, aten, copy_graph, set_parameter
 from workers.models.shapes import infer_shapes
 
@@ -48,7 +48,9 @@ class Simulation:
         self._by_name = {node.name: node for node in self._old.nodes}
         self._stored: dict[str, fx.Node] = {}
         planned = plan.by_output()
-        self._add_rounded(self.copied(self._by_name[plan.input], {}), plan.input)
+        image = self.copied(self._by_name[plan.input], {})
+        # Just below a tie, the half that rounds is more than single precision can add.
+        self._add_rounded(self.call(aten.to.dtype, image, torch.float64), plan.input)
         for operation in network.operations:
             if operation.output in planned:
                 self._add(operation, planned[operation.output])
@@ -63,8 +65,8 @@ class Simulation:
     def _add(self, operation: Operation, planned: Planned) -> None:
         old = [self._by_name[node.name] for node in planned.nodes]
         known = {
-            self._by_name[given]: self._stored[read]
-            for given, read in zip(planned.sources, operation.sources, strict=True)
+            self._by_name[given]: operand
+            for given, operand in zip(planned.sources, self._operands(operation), strict=True)
         }
         for node in old:
             if node is old[0] and isinstance(operation, Convolution):
@@ -77,6 +79,15 @@ class Simulation:
             self._stored[operation.output] = known[old[-1]]
         else:
             self._add_rounded(known[old[-1]], operation.output)
+
+    def _operands(self, operation: Operation) -> list[fx.Node]:
+        """What an operation reads: in double precision where its sums or products need that."""
+        operands = [self._stored[source] for source in operation.sources]
+        if isinstance(operation, Addition | Multiplication):
+            first, second = (self.coding(source) for source in operation.sources)
+            if max(operation.accumulator_bounds(first, second)) >= EXACT:
+                return [self.call(aten.to.dtype, operand, torch.float64) for operand in operands]
+        return operands
 
     def _layer(self, node: fx.Node, operation: Convolution, known: dict[fx.Node, fx.Node]) -> fx.Node:
         source = self._network.values[operation.source].coding

@@ -82,11 +82,6 @@ def _bound(out_shift: int, largest: int) -> int:
     return max(largest, 1) << -out_shift if out_shift < 0 else max(largest, 1 << out_shift >> 1)
 
 
-def with_half(largest: int, out_shift: int) -> int:
-    """The bound of a sum once the half that rounds is added."""
-    return largest + (1 << out_shift >> 1 if out_shift > 0 else 0)
-
-
 def wide_type(bound: int) -> CType:
     """The type of accumulators with this bound.
 

@@ -6,9 +6,8 @@ Tensors lie with their channels last: number (c, h, w) is at (h * W + w) * C + c
 from collections.abc import Sequence
 from typing import assert_never
 
-from workers.fixed_point.c_function import Rescaling, Scratch, Written, rescaling, shifted_left, wide_type, with_half
+from workers.fixed_point.c_function import Rescaling, Scratch, Written, rescaling, shifted_left, wide_type
 from workers.fixed_point.c_types import Constant, code, constant, literal, type_of, words_in_comment
-from workers.fixed_point.coding import Coding
 from workers.fixed_point.network import (
     Addition,
     AveragePool,
@@ -26,6 +25,7 @@ from workers.fixed_point.network import (
     Slice,
     Table,
     Value,
+    with_half,
 )
 
 OtherOperation = (
@@ -89,7 +89,7 @@ def write_operation(operation: OtherOperation, network: IntegerNetwork) -> Writt
                 operation.out_shift,
                 operation.low,
                 operation.high,
-                largest=[with_half(largest_of(source.coding), shift) for shift in operation.out_shift],
+                largest=[with_half(source.coding.largest, shift) for shift in operation.out_shift],
                 output=type_of(output.coding),
             )
             body = _each_number(output.shape, scale.of(f"({scale.wide.name})source[i]"))
@@ -113,10 +113,6 @@ def write_operation(operation: OtherOperation, network: IntegerNetwork) -> Writt
             return _written(operation, "permutation", _gather(output, 0, steps), sources, output)
         case _:
             assert_never(operation)
-
-
-def largest_of(coding: Coding) -> int:
-    return max(abs(coding.lowest), coding.highest)
 
 
 # ---- Single numbers -------------------------------------------------------------------------------------------------
@@ -145,11 +141,7 @@ def _each_number(shape: Shape, result: str) -> str:
 
 
 def _addition(operation: Addition, sources: Sequence[Value], output: Value) -> Written:
-    largest_a, largest_b = (largest_of(source.coding) for source in sources)
-    bounds = [
-        with_half((largest_a << a) + (largest_b << b), shift)
-        for a, b, shift in zip(*operation.left, operation.out_shift, strict=True)
-    ]
+    bounds = operation.accumulator_bounds(sources[0].coding, sources[1].coding)
     scale = rescaling(operation.out_shift, operation.low, operation.high, largest=bounds, output=type_of(output.coding))
     (a, left_a), (b, left_b) = (
         shifted_left(f"{name}[i]", left, f"left_{name}", scale.wide)
@@ -160,8 +152,7 @@ def _addition(operation: Addition, sources: Sequence[Value], output: Value) -> W
 
 
 def _multiplication(operation: Multiplication, sources: Sequence[Value], output: Value) -> Written:
-    largest = largest_of(sources[0].coding) * largest_of(sources[1].coding)
-    bounds = [with_half(largest, shift) for shift in operation.out_shift]
+    bounds = operation.accumulator_bounds(sources[0].coding, sources[1].coding)
     scale = rescaling(operation.out_shift, operation.low, operation.high, largest=bounds, output=type_of(output.coding))
     a, b = (_broadcast(name, source.shape, output.shape) for name, source in zip(("a", "b"), sources, strict=True))
     body = _each_number(output.shape, scale.of(f"({scale.wide.name}){a} * {b}"))
@@ -267,7 +258,7 @@ def _max_pool(operation: MaxPool, source: Value, output: Value) -> Written:
 
 
 def _average_pool(operation: AveragePool, source: Value, output: Value) -> Written:
-    largest = operation.kernel[0] * operation.kernel[1] * largest_of(source.coding)
+    largest = operation.kernel[0] * operation.kernel[1] * source.coding.largest
     sums = wide_type(largest)
     bounds = [with_half(largest * abs(operation.multiplier), shift) for shift in operation.out_shift]
     scale = rescaling(operation.out_shift, operation.low, operation.high, largest=bounds, output=type_of(output.coding))

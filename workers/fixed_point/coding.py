@@ -29,6 +29,11 @@ class Coding:
         return highest(self.bits, signed=self.signed)
 
     @property
+    def largest(self) -> int:
+        """The largest absolute value that an integer can have."""
+        return max(abs(self.lowest), self.highest)
+
+    @property
     def is_uniform(self) -> bool:
         """Whether all channels have one length."""
         return len(set(self.lengths)) <= 1

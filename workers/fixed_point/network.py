@@ -17,6 +17,11 @@ from workers.fixed_point.coding import Coding
 Shape = tuple[int, int, int]
 
 
+def with_half(largest: int, out_shift: int) -> int:
+    """The bound of a sum once the half that rounds is added."""
+    return largest + (1 << out_shift >> 1 if out_shift > 0 else 0)
+
+
 @dataclass(frozen=True)
 class Value:
     """A tensor of integers."""
@@ -81,8 +86,7 @@ class Convolution(_OfOne):
 
     def accumulator_bounds(self, source: Coding) -> Tensor:
         """The same for each output, int64 [K]."""
-        largest = max(abs(source.lowest), source.highest)
-        per_output = self.aligned_weight.abs().sum((1, 2, 3)) * largest + self.bias.abs()
+        per_output = self.aligned_weight.abs().sum((1, 2, 3)) * source.largest + self.bias.abs()
         rounding = torch.where(
             self.out_shift > 0, torch.ones_like(self.out_shift) << (self.out_shift.clamp(min=1) - 1), 0
         )
@@ -100,6 +104,13 @@ class Addition:
     low: tuple[int, ...]
     high: tuple[int, ...]
 
+    def accumulator_bounds(self, a: Coding, b: Coding) -> list[int]:
+        """The largest absolute value that the sum of each channel can reach, with the half that rounds."""
+        return [
+            with_half((a.largest << left_a) + (b.largest << left_b), shift)
+            for left_a, left_b, shift in zip(*self.left, self.out_shift, strict=True)
+        ]
+
 
 @dataclass(frozen=True)
 class Multiplication:
@@ -110,6 +121,10 @@ class Multiplication:
     out_shift: tuple[int, ...]
     low: tuple[int, ...]
     high: tuple[int, ...]
+
+    def accumulator_bounds(self, a: Coding, b: Coding) -> list[int]:
+        """The largest absolute value that the product of each channel can reach, with the half that rounds."""
+        return [with_half(a.largest * b.largest, shift) for shift in self.out_shift]
 
 
 @dataclass(frozen=True)

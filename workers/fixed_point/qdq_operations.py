@@ -31,7 +31,18 @@ from workers.fixed_point.network import (
     Value,
 )
 from workers.fixed_point.qdq_convolutions import byte_convolution, rounds_half_up
-from workers.fixed_point.qdq_tensors import BYTE_BITS, Form, Held, QdqTensors, Rounded, Rounding, is_bytes, zero_of
+from workers.fixed_point.qdq_tensors import (
+    BYTE_BITS,
+    FLOAT_BITS,
+    UNTIED,
+    Form,
+    Held,
+    QdqTensors,
+    Rounded,
+    Rounding,
+    is_bytes,
+    zero_of,
+)
 
 
 def write_operation(tensors: QdqTensors, operation: Operation) -> Held:
@@ -117,13 +128,21 @@ def _addition(tensors: QdqTensors, operation: Addition, output: Value) -> Held:
         if _fits_bytes(made, as_stored, output):
             pair = tensors.add("Concat", [image.name for image in images], stem="h", axis=2)
             return byte_convolution(tensors, pair, 0, made, output)
-    left = [torch.tensor(each) for each in operation.left]
+    operands, kind = _operands(tensors, operation)
     terms = [
-        tensors.multiplied(tensors.floats(tensors.image(source)), exp2(each), torch.float32)
-        for source, each in zip(operation.sources, left, strict=True)
+        tensors.multiplied(operand, exp2(torch.tensor(left)), kind)
+        for operand, left in zip(operands, operation.left, strict=True)
     ]
-    bound = sum(_largest(source) << int(each.max()) for source, each in zip(sources, left, strict=True))
-    return tensors.requantized(tensors.add("Add", terms, stem="a"), output, Rounding.of(operation), bound=bound)
+    return tensors.finished(tensors.add("Add", terms, stem="a"), kind, output, Rounding.of(operation))
+
+
+def _operands(tensors: QdqTensors, operation: Addition | Multiplication) -> tuple[list[str], torch.dtype]:
+    """Both operands as whole numbers of the kind in which their sum or product is exact, and can be moved off ties."""
+    numbers = [tensors.floats(tensors.image(source)) for source in operation.sources]
+    first, second = (tensors.values[source].coding for source in operation.sources)
+    if max(operation.accumulator_bounds(first, second)) < UNTIED:
+        return numbers, torch.float32
+    return [tensors.add("Cast", [each], stem="k", to=TensorProto.DOUBLE) for each in numbers], torch.float64
 
 
 def _uniform_addition(tensors: QdqTensors, operation: Addition, output: Value, images: list[Held]) -> Held:
@@ -168,22 +187,24 @@ def _constant_part(fine: Value, amount: int, shift: int) -> int | None:
 
 
 def _multiplication(tensors: QdqTensors, operation: Multiplication, output: Value) -> Held:
-    first, second = (tensors.floats(tensors.image(source)) for source in operation.sources)
-    bound = math.prod(_largest(tensors.values[source]) for source in operation.sources)
-    rounding = Rounding.of(operation)
-    if bound >= 2**24:  # what float32 can't hold
-        first, second = (tensors.add("Cast", [each], stem="k", to=TensorProto.DOUBLE) for each in (first, second))
-        return tensors.finished(tensors.add("Mul", [first, second], stem="a"), torch.float64, output, rounding)
-    return tensors.requantized(tensors.add("Mul", [first, second], stem="a"), output, rounding, bound=bound)
+    operands, kind = _operands(tensors, operation)
+    return tensors.finished(tensors.add("Mul", operands, stem="a"), kind, output, Rounding.of(operation))
 
 
 def _average_pool(tensors: QdqTensors, operation: AveragePool, output: Value) -> Held:
     source, image = tensors.values[operation.source], tensors.image(operation.source)
     channels, height, width = source.shape
     is_global = operation.kernel == (height, width) and operation.padding == (0, 0)
+    largest = source.coding.largest * math.prod(operation.kernel)
     if is_global:
-        axes = tensors.onnx.constant([2, 3])
-        sums = tensors.add("ReduceSum", [tensors.floats(image), axes], stem="a", keepdims=1)
+        axes, numbers = tensors.onnx.constant([2, 3]), tensors.floats(image)
+        if largest >= 2**FLOAT_BITS:
+            doubles = tensors.add("Cast", [numbers], stem="k", to=TensorProto.DOUBLE)
+            sums = tensors.add("ReduceSum", [doubles, axes], stem="a", keepdims=1)
+            return tensors.finished(
+                sums, torch.float64, output, Rounding.of(operation), multiplier=operation.multiplier
+            )
+        sums = tensors.add("ReduceSum", [numbers, axes], stem="a", keepdims=1)
     else:
         weight = torch.full((channels, 1, *operation.kernel), operation.multiplier)
         zeros = torch.zeros(channels, dtype=torch.int64)
@@ -193,7 +214,7 @@ def _average_pool(tensors: QdqTensors, operation: AveragePool, output: Value) ->
         if _fits_bytes(made, source, output):
             return byte_convolution(tensors, image.name, image.zero, made, output)
         sums = _window_sums(tensors, operation, tensors.unquantized(image), channels)
-    bound = _largest(source) * math.prod(operation.kernel) * operation.multiplier
+    bound = largest * operation.multiplier
     return tensors.requantized(sums, output, Rounding.of(operation), bound=bound, multiplier=operation.multiplier)
 
 
@@ -212,7 +233,7 @@ def _requantization(tensors: QdqTensors, operation: Requantization, output: Valu
     made = _depthwise(operation, Rounding.of(operation), ones, zeros)
     if _fits_bytes(made, source, output):
         return byte_convolution(tensors, image.name, image.zero, made, output)
-    return tensors.requantized(tensors.floats(image), output, Rounding.of(operation), bound=_largest(source))
+    return tensors.requantized(tensors.floats(image), output, Rounding.of(operation), bound=source.coding.largest)
 
 
 def _table(tensors: QdqTensors, operation: Table, output: Value) -> Held:
@@ -290,7 +311,3 @@ def _reshape(tensors: QdqTensors, operation: Reshape, output: Value) -> Held:
         return tensors.rows(operation.source)
     held = tensors.held[operation.source]
     return replace(held, name=tensors.reshaped(held.name, (-1, *output.shape)), rows=False)
-
-
-def _largest(value: Value) -> int:
-    return max(abs(value.coding.lowest), value.coding.highest)

@@ -365,6 +365,31 @@ class Vectors(nn.Module):
         return result
 
 
+class Products(nn.Module):
+    """Products of 16 bits by 16 bits, and sums of numbers whose lengths are far apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.small, self.large = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.fc = nn.Linear(4 * 64, 4)
+        with torch.no_grad():
+            self.small.weight /= 1000
+
+    def forward(self, image: Tensor) -> Tensor:
+        small, large = self.small(image), self.large(image)
+        result: Tensor = self.fc((large * torch.sigmoid(small) + small).flatten(1))
+        return result
+
+
+def test_f8_products_and_sums_beyond_single_precision_are_simulated_exactly() -> None:
+    torch.manual_seed(2)
+    images = torch.randn(200, 3, 8, 8)
+    result = quantized(graph_of(Products().eval(), images[:2]), images, weight_bits=16, activation_bits=16)
+    runner = IntegerRunner(result.network)
+    scores = runner.scores(runner.run(runner.quantize_input(images)))
+    torch.testing.assert_close(scores.float(), result.graph(images)[0], rtol=0, atol=0)
+
+
 def test_f8_vectors_of_other_signs_are_simulated_exactly() -> None:
     torch.manual_seed(2)
     images = torch.randn(40, 3, 8, 8)

@@ -185,6 +185,18 @@ def test_additions(tmp_path: Path, left: Any, out_shift: Any, becomes: str, sign
     assert found["QLinearConv"] == 2 + (becomes == "QLinearConv")
 
 
+def test_sums_beyond_what_float32_holds_are_exact_in_additions_and_averages(tmp_path: Path) -> None:
+    made, shape, kind = builder(), (2, 24, 24), (16, True)
+    ends = ((-(2**15),) * 2, (2**15 - 1,) * 2)
+    image = made.input(shape, *kind[:1], signed=True)
+    other = made.add(Slice(image, "other", (0, 23, 0), (2, 24, 24), (1, 1, 1)), (2, 1, 24), *kind)
+    other = made.add(NearestUpsample(other, "spread", (24, 1)), shape, *kind)
+    total = made.addition(image, other, (0, 12), 12, 16, signed=True)
+    mean = made.add(AveragePool(total, "mean", (24, 24), (1, 1), (0, 0), 3641, (21, 20), *ends), (2, 1, 1), *kind)
+    network = made.network(mean)
+    assert_same(tmp_path, network, images_of(network, count=200))
+
+
 @pytest.mark.parametrize("bits", [8, 12])
 @pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
 def test_other_operations(tmp_path: Path, bits: int, signed: bool) -> None:
