@@ -3,8 +3,8 @@ runner once more before it starts.
 
 The rules of data roles are written here and nowhere else:
 
-* `prune_weights`, `prune_winograd` and `quantize_fixed_point` decide on `selection`; `finetune`, and the others where they
-  train, learn from `train`; figures are taken on `test`.
+* `prune_weights`, `prune_winograd`, `assign_precision` and `quantize_fixed_point` decide on `selection`; `finetune`, and the
+  others where they train, learn from `train`; figures are taken on `test`.
 * One dataset alone is split by class: into halves for selection and test, or, if the recipe learns, into 60 % train,
   20 % selection and 20 % test. A lone `test` dataset is never split: it is not for decisions.
 * Several datasets keep their roles whole.
@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from jobs.inspection import DatasetInspection, LayerInfo, ModelInspection
 from jobs.recipe import (
+    AssignPrecision,
     Finetune,
     OutputFormat,
     Preprocess,
@@ -29,10 +30,12 @@ from jobs.recipe import (
 from jobs.tiles import best_tile, tiles_of
 
 Role = Literal["train", "selection", "test"]
+LayerStep = PruneWeights | PruneWinograd | AssignPrecision | QuantizeFixedPoint  # steps that work on some layers
 ROLES: tuple[Role, ...] = get_args(Role)
 NEEDS: dict[str, tuple[Role, str]] = {
     "prune_weights": ("selection", "decides on selection images"),
     "prune_winograd": ("selection", "decides on selection images"),
+    "assign_precision": ("selection", "decides on selection images"),
     "quantize_fixed_point": ("selection", "measures distributions on selection images"),
     "finetune": ("train", "learns from training images"),
 }
@@ -70,6 +73,8 @@ def _trainings(step: Step) -> list[tuple[str, TrainingOptions | None]]:
     match step:
         case PruneWinograd():
             return [("training", step.training)]
+        case AssignPrecision():
+            return [("learning", step.learning if step.statistics is None else None)]
         case QuantizeFixedPoint():
             return [("pretraining", step.pretraining), ("training", step.training)]
         case _:
@@ -281,6 +286,12 @@ def _step_problems(
                 *_winograd_problems(pointer, step, model),
                 *_training_problems(pointer, step, recipe, data),
             ]
+        case AssignPrecision():
+            return [
+                *_layer_problems(pointer, step, model),
+                *_statistics_problems(pointer, step, model),
+                *_training_problems(pointer, step, recipe, data),
+            ]
         case QuantizeFixedPoint():
             return [*_layer_problems(pointer, step, model), *_training_problems(pointer, step, recipe, data)]
         case Finetune():
@@ -289,7 +300,7 @@ def _step_problems(
 
 def _order_problems(recipe: Sequence[Step], outputs: Sequence[OutputFormat]) -> list[Problem]:
     """Integers are the end of a network: nothing can work on them, and C is written of nothing else."""
-    problems = []
+    problems = _precision_problems(recipe)
     kinds = [step.kind for step in recipe]
     for index, kind in enumerate(kinds[:-1]):
         if kind == "quantize_fixed_point":
@@ -318,6 +329,60 @@ def _order_problems(recipe: Sequence[Step], outputs: Sequence[OutputFormat]) -> 
     return problems
 
 
+def _precision_problems(recipe: Sequence[Step]) -> list[Problem]:
+    """Assigned bits are for a network in integers, and its weights keep the first of them."""
+    problems = []
+    assigned = [index for index, step in enumerate(recipe) if isinstance(step, AssignPrecision)]
+    problems += [
+        Problem(f"/recipe/{index}", "assign_precision is in the recipe before; bits are assigned once.")
+        for index in assigned[1:]
+    ]
+    for index in assigned[:1]:
+        step, quantization = recipe[index], recipe[-1]
+        assert isinstance(step, AssignPrecision)
+        if not isinstance(quantization, QuantizeFixedPoint):
+            problems.append(
+                Problem(
+                    f"/recipe/{index}",
+                    "assign_precision says with how many bits the weights of each layer are stored, but the recipe doesn't end in "
+                    "quantize_fixed_point, which stores them.",
+                    'End the recipe with {"kind": "quantize_fixed_point"}.',
+                )
+            )
+        elif quantization.weight_bits != step.bits[0]:
+            problems.append(
+                Problem(
+                    f"/recipe/{len(recipe) - 1}/weight_bits",
+                    f"Layers that get no fewer bits keep {quantization.weight_bits} here, but the first precision of "
+                    f"assign_precision is {step.bits[0]}.",
+                    f"Say {step.bits[0]} in both.",
+                )
+            )
+    return problems
+
+
+def _statistics_problems(pointer: str, step: AssignPrecision, model: ModelInspection) -> list[Problem]:
+    """Recorded statistics are of exactly the layers of the model."""
+    if step.statistics is None:
+        return []
+    recorded, names = set(step.statistics.variances), [layer.name for layer in model.layers]
+    missing, unknown = [name for name in names if name not in recorded], sorted(recorded - set(names))
+    problems = []
+    if missing:
+        listed = ", ".join(repr(name) for name in missing[:5])
+        problems.append(
+            Problem(
+                f"{pointer}/statistics",
+                f"The statistics lack {len(missing)} of the model's {len(names)} layers: {listed}.",
+                "Record all convolutions and linear layers, called as in the model.",
+            )
+        )
+    if unknown:
+        listed = ", ".join(repr(name) for name in unknown[:5])
+        problems.append(Problem(f"{pointer}/statistics", f"The model has no layers called {listed}."))
+    return problems
+
+
 def _winograd_problems(pointer: str, step: PruneWinograd, model: ModelInspection) -> list[Problem]:
     problems = []
     names = [layer.name for layer in model.layers]
@@ -339,9 +404,7 @@ def _winograd_problems(pointer: str, step: PruneWinograd, model: ModelInspection
     return problems
 
 
-def _layer_problems(
-    pointer: str, step: PruneWeights | PruneWinograd | QuantizeFixedPoint, model: ModelInspection
-) -> list[Problem]:
+def _layer_problems(pointer: str, step: LayerStep, model: ModelInspection) -> list[Problem]:
     names = [layer.name for layer in model.layers]
     problems = []
     for index, name in enumerate(_excluded(step)):
@@ -358,11 +421,11 @@ def _layer_problems(
     return problems
 
 
-def _excluded(step: PruneWeights | PruneWinograd | QuantizeFixedPoint) -> tuple[str, ...]:
+def _excluded(step: LayerStep) -> tuple[str, ...]:
     return () if isinstance(step, QuantizeFixedPoint) else step.exclude
 
 
-def _why_not(layer: LayerInfo, step: PruneWeights | PruneWinograd | QuantizeFixedPoint) -> str | None:
+def _why_not(layer: LayerInfo, step: LayerStep) -> str | None:
     if layer.name in _excluded(step):
         return "excluded"
     eligibility = layer.steps.get(step.kind)
@@ -462,6 +525,16 @@ def _step_cost(step: Step, images: Mapping[Role, int], model: ModelInspection) -
             }
         case PruneWinograd():
             return _winograd_cost(step, images, model)
+        case AssignPrecision():
+            seen = images.get("selection", 0)
+            learned = images.get("train", 0) * step.learning.epochs if step.statistics is None else 0
+            tried = _networks_tried(step, len(model.layers))
+            return {
+                "kind": step.kind,
+                "layer_evaluations_at_most": tried * len(model.layers),
+                "images": seen + learned,
+                "macs": ((tried + 8) * seen + 3 * learned) * model.macs,
+            }
         case QuantizeFixedPoint():
             passes = (
                 8  # two for distributions, and both networks walked through, in integers at a fraction of the speed
@@ -483,6 +556,12 @@ def _step_cost(step: Step, images: Mapping[Role, int], model: ModelInspection) -
                 "images": seen,
                 "macs": 3 * seen * model.macs,  # forward, and twice as much backward
             }
+
+
+def _networks_tried(step: AssignPrecision, layers: int) -> int:
+    """Networks that a search measures at the most, with those that it is compared with."""
+    searched = layers if step.search == "linear" else layers.bit_length() + 2
+    return 1 + searched * len(step.bits[1:]) + (step.controls + 4 if step.controls else 0)
 
 
 def _winograd_cost(step: PruneWinograd, images: Mapping[Role, int], model: ModelInspection) -> dict[str, Any]:

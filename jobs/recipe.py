@@ -118,10 +118,13 @@ class PruneWeights(Schema):
 
 
 class TrainingOptions(Schema):
-    """How a network is trained: SGD with Nesterov momentum along a cosine."""
+    """How a network is trained: SGD with Nesterov momentum."""
 
     epochs: int = Field(default=2, ge=1, le=1000, description="Passes over the training data.")
-    learning_rate: float = Field(default=0.01, gt=0, le=10, description="Peak rate; it falls to zero along a cosine.")
+    learning_rate: float = Field(default=0.01, gt=0, le=10, description="Rate, or its peak along the schedule.")
+    schedule: Literal["cosine", "constant"] = Field(
+        default="cosine", description="Whether the rate falls to zero along a cosine, step by step, or stays."
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="Nesterov momentum of the SGD optimiser.")
     weight_decay: float = Field(default=1e-4, ge=0, le=1, description="L2 penalty on convolution and linear weights.")
     batch_size: int = Field(default=128, ge=1, le=65_536, description="Images per optimiser step.")
@@ -144,7 +147,7 @@ class Finetune(TrainingOptions):
 class RecoveryTraining(TrainingOptions):
     """Training that makes up for what a step has taken from a network. Batch normalisation keeps its statistics."""
 
-    learning_rate: float = Field(default=0.001, gt=0, le=10, description="Peak rate; it falls to zero along a cosine.")
+    learning_rate: float = Field(default=0.001, gt=0, le=10, description="Rate, or its peak along the schedule.")
     weight_decay: float = Field(default=0.0, ge=0, le=1, description="L2 penalty on weights, of whichever domain.")
     loss: Literal["auto", "labels", "distillation"] = Field(
         default="distillation",
@@ -166,7 +169,7 @@ class WinogradTraining(RecoveryTraining):
     Batch normalisation keeps its statistics.
     """
 
-    learning_rate: float = Field(default=0.004, gt=0, le=10, description="Peak rate; it falls to zero along a cosine.")
+    learning_rate: float = Field(default=0.004, gt=0, le=10, description="Rate, or its peak along the schedule.")
     domain: Literal["winograd", "spatial"] = Field(
         default="winograd",
         description="What is learned: the weights of the kept positions themselves, or the 3x3 filters that they are "
@@ -342,12 +345,155 @@ class QuantizeFixedPoint(Schema):
         return self
 
 
+class LayerChange(Schema):
+    """How far the weights of one layer moved in one learning cycle: mean squares of their differences."""
+
+    cycle_start: float = Field(ge=0, description="From the weights at the start of the cycle.")
+    initial: float = Field(ge=0, description="From the weights before the first cycle.")
+
+
+class LearningStatistics(Schema):
+    """What was recorded while a network was trained; `winnow.WeightRecorder` writes it in a training loop of your own."""
+
+    version: Literal[1] = 1
+    cycles: tuple[Annotated[dict[LayerName, LayerChange], Field(min_length=1, max_length=10_000)], ...] = Field(
+        min_length=1, max_length=1000, description="In their order, each with all layers by name."
+    )
+    variances: dict[LayerName, Annotated[float, Field(ge=0)]] = Field(
+        max_length=10_000, description="Of each layer's weights after the last cycle."
+    )
+    learning_rates: tuple[Annotated[float, Field(gt=0)], ...] | None = Field(
+        default=None,
+        max_length=1000,
+        description="One for each cycle. Differences grow with the rate, so where rates differ they are divided by it.",
+    )
+
+    @model_validator(mode="after")
+    def _cycles_agree(self) -> "LearningStatistics":
+        names = set(self.cycles[0])
+        for number, cycle in enumerate(self.cycles[1:], 2):
+            if set(cycle) != names:
+                raise ValueError(f"cycle {number} has other layers than the first: {sorted(set(cycle) ^ names)[:5]}")
+        if set(self.variances) != names:
+            raise ValueError(f"variances are of other layers than cycles: {sorted(set(self.variances) ^ names)[:5]}")
+        if self.learning_rates is not None and len(self.learning_rates) != len(self.cycles):
+            raise ValueError(f"{len(self.learning_rates)} learning rates are given for {len(self.cycles)} cycles")
+        return self
+
+
+class LearningCycles(RecoveryTraining):
+    """Learning whose weight differences are recorded: SGD at a constant rate, without decay, from float weights.
+
+    Batch normalisation keeps its statistics.
+    """
+
+    epochs: int = Field(default=3, ge=1, le=1000, description="Passes over the training data.")
+    iterations: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="Optimiser steps of one cycle. Default: an epoch is a cycle."
+    )
+    warmup_cycles: int = Field(
+        default=1, ge=0, le=999, description="Cycles at the beginning that don't count: momentum is still gathering."
+    )
+    schedule: Literal["constant"] = Field(
+        default="constant", description="Differences of cycles can be compared only at one rate."
+    )
+    loss: Literal["auto", "labels"] = Field(
+        default="auto",
+        description="Learn from labels; auto takes the uploaded model's own answers for labels where there are none.",
+    )
+
+    @model_validator(mode="after")
+    def _some_cycle_counts(self) -> "LearningCycles":
+        if self.iterations is None and self.warmup_cycles >= self.epochs:
+            raise ValueError(f"warmup_cycles must be less than epochs ({self.epochs}): some cycle has to count")
+        return self
+
+
+class AssignPrecision(Schema):
+    """Method Q (US11625577B2, US11934939B2): layers whose weights hardly move while the network learns are given fewer bits, as
+    many of them as accuracy allows. quantize_fixed_point, later in the recipe, makes the network with these bits."""
+
+    kind: Literal["assign_precision"]
+    bits: tuple[Annotated[int, Field(ge=2, le=16)], ...] = Field(
+        default=(8, 4),
+        min_length=2,
+        max_length=8,
+        description="The first precision, which layers keep, and the lower ones. Each lower one is tried in a pass of its own, "
+        "on the layers that the pass before has chosen.",
+    )
+    max_drop_pp: float = Field(
+        default=0.5,
+        ge=0,
+        le=100,
+        description="Accuracy that lower precisions may cost, in percentage points on the selection data, against the network "
+        "with all layers at the first precision.",
+    )
+    reference: Literal["cycle_start", "initial"] = Field(
+        default="cycle_start",
+        description="What a weight's difference in a cycle is from: its value at the start of the cycle, or before all cycles.",
+    )
+    aggregate: Literal["mean", "sum", "max", "last", "ema"] = Field(
+        default="mean", description="How the mean squares of all cycles become one statistic."
+    )
+    normalise: Literal["none", "var", "step"] = Field(
+        default="none",
+        description="Divide statistics by the variance of the layer's weights (var), or by the square of its quantization step at "
+        "the lower precision (step).",
+    )
+    order: Literal["differences", "reversed", "random", "parameters", "quantization_error"] = Field(
+        default="differences",
+        description="In what order layers are given fewer bits: smallest statistic first (the patents'), largest first, at random, "
+        "most weights first, or smallest relative error of rounded weights first.",
+    )
+    search: Literal["binary", "linear"] = Field(
+        default="binary", description="How the number of layers is found; linear tries every number."
+    )
+    verify_neighbours: bool = Field(
+        default=True,
+        description="Try one and two layers more than were found: accuracy doesn't always fall with their number.",
+    )
+    exclude_smallest: bool = Field(default=False, description="Leave the layer with the smallest statistic as it is.")
+    frozen: Literal["exclude", "include"] = Field(
+        default="exclude",
+        description="What to do with layers whose weights never moved: they say nothing, and would come first.",
+    )
+    exclude: tuple[LayerName, ...] = Field(
+        default=(), max_length=10_000, description="Layers to keep at the first precision."
+    )
+    learning: LearningCycles = Field(
+        default=LearningCycles(), description="How the network learns, unless statistics are given."
+    )
+    statistics: LearningStatistics | None = Field(
+        default=None, description="Recorded in a training of your own, in place of learning here."
+    )
+    keep: Literal["better", "learned", "given"] = Field(
+        default="better",
+        description="Which weights go on: those that were learned, those that were given, or the better ones on selection images.",
+    )
+    controls: int = Field(
+        default=5,
+        ge=0,
+        le=100,
+        description="Random orders that the chosen one is compared with, at the same number of layers, besides the other orders; "
+        "0 for no comparison.",
+    )
+
+    @model_validator(mode="after")
+    def _bits_fall(self) -> "AssignPrecision":
+        if list(self.bits) != sorted(set(self.bits), reverse=True):
+            raise ValueError(f"bits must fall from the first precision on, such as [8, 4]; got {list(self.bits)}")
+        return self
+
+
 OutputFormat = Literal["onnx", "pt2", "c"]
 
-Step = Annotated[PruneWeights | PruneWinograd | QuantizeFixedPoint | Finetune, Field(discriminator="kind")]
+Step = Annotated[
+    PruneWeights | PruneWinograd | AssignPrecision | QuantizeFixedPoint | Finetune, Field(discriminator="kind")
+]
 STEP_KINDS: dict[str, type[Schema]] = {
     "prune_weights": PruneWeights,
     "prune_winograd": PruneWinograd,
+    "assign_precision": AssignPrecision,
     "quantize_fixed_point": QuantizeFixedPoint,
     "finetune": Finetune,
 }

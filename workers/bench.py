@@ -88,15 +88,17 @@ class Bench:
         assert found is not None
         return found.percent
 
-    def training_images(self) -> TrainingImages:
-        """What a step learns from."""
+    def training_images(self, answers_of: ModelGraph | None = None) -> TrainingImages:
+        """What a step learns from. Where there are no labels, `answers_of` gives them, if it is given."""
         part = self.parts["train"]
-        images = part.dataset.images
+        images, labels = part.dataset.images, part.labels
+        if labels is None and answers_of is not None:
+            labels = classes(self.outputs(answers_of, part))
         return TrainingImages(
             count=len(part),
             pick=lambda wanted: images.pick(part.indices[wanted]),
             to_input=self.transform,
-            labels=part.labels,
+            labels=labels,
         )
 
     def pruning_examples(self, images_per_class: int | None) -> Examples:

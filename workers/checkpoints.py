@@ -11,7 +11,7 @@ as an undisturbed one.
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,16 +29,21 @@ from workers.models.write_pt2 import write_pt2
 
 @dataclass(frozen=True)
 class State:
-    """What a step leaves to the next: the network, and where it is one of integers, these; the network is then their simulation."""
+    """What a step leaves to the next: the network, and where it is one of integers, these; the network is then their simulation.
+
+    `precision` has the bits that were assigned to the weights of layers, by name.
+    """
 
     graph: ModelGraph
     integers: IntegerNetwork | None = None
+    precision: Mapping[str, int] | None = None
 
 
 class Manifest(BaseModel):
     made_from: str
     sha256: str
     integers_sha256: str | None = None
+    precision: dict[str, int] | None = None
     report: StepReport
 
 
@@ -59,7 +64,7 @@ class Checkpoints:
             is_integers = manifest.integers_sha256 is not None
             if is_integers and manifest.integers_sha256 != self._digest_of_integers(index):
                 return None
-            return self._read(index, uploaded, is_integers=is_integers), manifest.report
+            return self._read(index, uploaded, manifest), manifest.report
         except (FileNotFoundError, ValidationError, ModelRefused):
             return None
 
@@ -72,10 +77,11 @@ class Checkpoints:
             made_from=self._made_from(index),
             sha256=sha256_of(self._network(index)),
             integers_sha256=None if integers is None else self._digest_of_integers(index),
+            precision=None if state.precision is None else dict(state.precision),
             report=report,
         )
         write_atomically(self._manifest(index), manifest.model_dump_json())
-        return self._read(index, uploaded, is_integers=integers is not None)
+        return self._read(index, uploaded, manifest)
 
     def _write(self, path: Path, write: Callable[[Path], None]) -> None:
         partial = path.with_suffix(".partial")
@@ -84,11 +90,12 @@ class Checkpoints:
             os.fsync(file.fileno())
         partial.replace(path)
 
-    def _read(self, index: int, uploaded: ModelGraph, *, is_integers: bool) -> State:
+    def _read(self, index: int, uploaded: ModelGraph, manifest: Manifest) -> State:
         graph = read_model(self._network(index))
         # What the file can't say of itself: it comes from the upload.
         graph = replace(graph, producer=uploaded.producer, opset=uploaded.opset, warnings=uploaded.warnings)
-        return State(graph, load_network(self._integers(index)) if is_integers else None)
+        is_integers = manifest.integers_sha256 is not None
+        return State(graph, load_network(self._integers(index)) if is_integers else None, manifest.precision)
 
     def _made_from(self, index: int) -> str:
         """A digest of all that decides what the network after this step is."""

@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -24,11 +24,21 @@ from jobs.errors import RecipeRefused
 from jobs.folder import Compress, Outcome, OutputFile, write_atomically
 from jobs.inspection import DatasetInspection, ModelInspection
 from jobs.preflight import Role, check_recipe, learns
-from jobs.recipe import Finetune, PruneWeights, PruneWinograd, QuantizeFixedPoint, Step, TrainingOptions
+from jobs.recipe import (
+    AssignPrecision,
+    Finetune,
+    PruneWeights,
+    PruneWinograd,
+    QuantizeFixedPoint,
+    Step,
+    TrainingOptions,
+)
 from jobs.report import DeliveredFile, LayerReport, Provenance, Report, StepReport, Totals
 from workers.bench import Bench
 from workers.checkpoints import Checkpoints, State
-from workers.compression.finetune import finetune
+from workers.compression.assign_precision import Surroundings as PrecisionSurroundings
+from workers.compression.assign_precision import assign_precision
+from workers.compression.finetune import AfterStep, finetune
 from workers.compression.prune_weights import prune_weights
 from workers.compression.prune_winograd import Surroundings, prune_winograd
 from workers.compression.quantize_fixed_point import Surroundings as FixedPointSurroundings
@@ -155,7 +165,9 @@ def _run_steps(
             if done is None:
                 before = reports[-1].accuracy_after if reports else bench.selection_accuracy(uploaded)
                 started = time.monotonic()
-                result = _run_step(step, state.graph, bench, phases.within(step.kind, index, begin, begin + share))
+                result = _run_step(
+                    step, state, job.recipe[index + 1 :], bench, phases.within(step.kind, index, begin, begin + share)
+                )
                 report = StepReport(
                     kind=step.kind,
                     seconds=time.monotonic() - started,
@@ -166,7 +178,8 @@ def _run_steps(
                     details=result.details,
                     warnings=result.warnings,
                 )
-                done = checkpoints.save(index, State(result.graph, result.integers), report, uploaded), report
+                left = State(result.graph, result.integers, result.precision or state.precision)
+                done = checkpoints.save(index, left, report, uploaded), report
             state, report = done
             reports.append(report)
     return state, reports
@@ -180,16 +193,21 @@ class _StepResult:
     details: dict[str, Any]
     warnings: tuple[str, ...]
     integers: IntegerNetwork | None = None
+    precision: Mapping[str, int] | None = None
 
 
-def _run_step(step: Step, graph: ModelGraph, bench: Bench, on_progress: StepProgress) -> _StepResult:
+def _run_step(step: Step, state: State, later: Sequence[Step], bench: Bench, on_progress: StepProgress) -> _StepResult:
+    graph = state.graph
     match step:
         case PruneWeights():
             return _prune_weights(step, graph, bench, on_progress)
         case PruneWinograd():
             return _prune_winograd(step, graph, bench, on_progress)
+        case AssignPrecision():
+            quantization = next(each for each in later if isinstance(each, QuantizeFixedPoint))
+            return _assign_precision(step, quantization, graph, bench, on_progress)
         case QuantizeFixedPoint():
-            return _quantize_fixed_point(step, graph, bench, on_progress)
+            return _quantize_fixed_point(step, state, bench, on_progress)
         case Finetune():
             return _finetune(step, graph, bench, on_progress)
         case _:
@@ -227,8 +245,38 @@ def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_pro
     )
 
 
+def _assign_precision(
+    step: AssignPrecision, quantization: QuantizeFixedPoint, graph: ModelGraph, bench: Bench, on_progress: StepProgress
+) -> _StepResult:
+    def learn(network: ModelGraph, after_step: AfterStep) -> ModelGraph:
+        # Learning to give the answers that the network gives already would move nothing: it learns them as labels.
+        images = bench.training_images(answers_of=bench.uploaded)
+        result = finetune(
+            network, images, step.learning, seed=bench.job.seed, teacher=None, evaluate=None, on_progress=on_progress,
+            learns_statistics=False, max_gradient_norm=step.learning.max_gradient_norm, after_step=after_step,
+        )  # fmt: skip
+        return result.graph
+
+    surroundings = PrecisionSurroundings(
+        calibration=bench.calibration_batches,
+        evaluate=bench.selection_percent,
+        quantization=quantization,
+        learn=learn,
+        seed=bench.job.seed,
+    )
+    result = assign_precision(graph, step, surroundings, on_progress)
+    return _StepResult(
+        result.graph,
+        result.predicted_change_pp,
+        result.measured_change_pp,
+        result.as_details(),
+        result.warnings,
+        precision=result.precision,
+    )
+
+
 def _quantize_fixed_point(
-    step: QuantizeFixedPoint, graph: ModelGraph, bench: Bench, on_progress: StepProgress
+    step: QuantizeFixedPoint, state: State, bench: Bench, on_progress: StepProgress
 ) -> _StepResult:
     def trained(network: ModelGraph, options: TrainingOptions, norm: float | None = None) -> ModelGraph:
         # Whether the result is kept is for the step to judge, so nothing is evaluated here.
@@ -245,7 +293,7 @@ def _quantize_fixed_point(
         pretrain=None if pretraining is None else lambda network: trained(network, pretraining),
         retrain=None if training is None else lambda network: trained(network, training, training.max_gradient_norm),
     )
-    result = quantize_fixed_point(graph, step, surroundings, on_progress)
+    result = quantize_fixed_point(state.graph, step, surroundings, on_progress, state.precision)
     return _StepResult(
         result.graph, None, result.measured_change_pp, result.as_details(), result.warnings, result.network
     )

@@ -19,6 +19,7 @@ from winnow.errors import (
 )
 from winnow.resources import Artifact, Document, Event, Job, Upload
 from winnow.uploads import OnProgress
+from winnow.weight_recorder import WeightRecorder
 
 __all__ = [
     "DEFAULT_URL",
@@ -36,5 +37,6 @@ __all__ = [
     "OnProgress",
     "Upload",
     "UploadRejected",
+    "WeightRecorder",
     "WinnowError",
 ]

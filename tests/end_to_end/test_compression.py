@@ -194,6 +194,31 @@ def test_f11_a_stored_job_makes_integers_over_http(winnow: Client, digits: Path,
     check_files(done, digits / "test.npz", DIGITS_PREPROCESS)
 
 
+def test_q11_a_stored_job_assigns_precision_over_http(winnow: Client, digits: Path, tmp_path: Path) -> None:
+    """Claims 8, 9 and 11: the apparatus and the medium; what was learned elsewhere comes along as statistics."""
+    model = ready(winnow, "model", digits / "digits.onnx")
+    names = [layer["name"] for layer in winnow.model(model).document["inspection"]["layers"]]
+    moved = {name: {"cycle_start": 1.0 / (1 + place), "initial": 1.0 / (1 + place)} for place, name in enumerate(names)}
+    statistics = {"cycles": [moved], "variances": dict.fromkeys(names, 1.0)}
+    request = {
+        "model": model,
+        "data": {role: ready(winnow, "dataset", digits / f"{role}.npz") for role in ("selection", "test")},
+        "preprocess": DIGITS_PREPROCESS,
+        "recipe": [
+            {"kind": "assign_precision", "bits": [8, 4], "max_drop_pp": 1.0, "statistics": statistics},
+            {"kind": "quantize_fixed_point"},
+        ],
+        "outputs": ["onnx"],
+    }
+    done = finished(winnow, winnow.submit(request).id, tmp_path)
+    assigned = done.report["steps"][0]["details"]
+    assert assigned["order"] == names[::-1]
+    assert {layer["layer"]: layer["bits"] for layer in assigned["layers"]} == {
+        layer["name"]: layer["bits"] for layer in done.report["layers"]
+    }
+    check_files(done, digits / "test.npz", DIGITS_PREPROCESS)
+
+
 def test_resnet20_is_pruned_and_verified(winnow: Client, data_folder: Path, tmp_path: Path) -> None:
     data = {}
     for role, source in (("selection", "cifar10_train_25000_39999"), ("test", "cifar10_test_0000_4999")):

@@ -7,7 +7,10 @@ import pytest
 from jobs.inspection import DatasetInspection, Eligibility, LayerInfo, ModelInspection, TensorInfo
 from jobs.preflight import Problem, Role, check_recipe, estimate, fitted_shape, is_channels_last, roles_played
 from jobs.recipe import (
+    AssignPrecision,
     Finetune,
+    LayerChange,
+    LearningStatistics,
     Preprocess,
     PruneWeights,
     PruneWinograd,
@@ -102,6 +105,45 @@ def test_c_source_is_written_of_integers_only() -> None:
     assert problem.pointer == "/outputs/1"
     assert problem.hint is not None
     assert "quantize_fixed_point" in problem.hint
+
+
+def precision(**options: Any) -> AssignPrecision:
+    return AssignPrecision.model_validate({"kind": "assign_precision", **options})
+
+
+def recording(*names: str) -> LearningStatistics:
+    change = LayerChange(cycle_start=1.0, initial=1.0)
+    return LearningStatistics(cycles=(dict.fromkeys(names, change),), variances=dict.fromkeys(names, 1.0))
+
+
+def test_assigned_bits_are_for_a_network_of_integers() -> None:
+    assert check((precision(), fixed_point())) == []
+    assert check((prune(), finetune(), precision(), finetune(), fixed_point())) == []
+    (problem,) = check((precision(), finetune()))
+    assert problem.pointer == "/recipe/0"
+    assert "doesn't end in quantize_fixed_point" in problem.message
+    (problem,) = check((precision(bits=(6, 3)), fixed_point()))
+    assert problem.pointer == "/recipe/1/weight_bits"
+    assert "keep 8 here, but the first precision of assign_precision is 6" in problem.message
+    assert check((precision(bits=(6, 3)), fixed_point(weight_bits=6))) == []
+    (problem,) = check((precision(), precision(), fixed_point()))
+    assert problem.pointer == "/recipe/1"
+
+
+def test_recorded_statistics_take_the_place_of_training_images() -> None:
+    given: dict[Role, DatasetInspection] = {"selection": data(), "test": data()}
+    (problem,) = check((precision(), fixed_point()), given)
+    assert problem.pointer == "/data/train"
+    assert "Step 0 (assign_precision) trains on training images" in problem.message
+    names = [layer.name for layer in model().layers]
+    assert check((precision(statistics=recording(*names)), fixed_point()), given) == []
+
+
+def test_statistics_of_other_layers_are_refused_with_their_names() -> None:
+    lacking, unknown = check((precision(statistics=recording("layer1.conv1", "stem")), fixed_point()))
+    assert lacking.pointer == unknown.pointer == "/recipe/0/statistics"
+    assert "lack 2 of the model's 3 layers: 'layer1.conv2', 'fc'" in lacking.message
+    assert "no layers called 'stem'" in unknown.message
 
 
 def test_fixed_point_needs_training_images_only_where_it_trains() -> None:
@@ -245,6 +287,14 @@ def test_models_that_are_no_image_classifiers_are_refused(changes: dict[str, Any
     assert problem.pointer == "/model"
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(problem.message)
+
+
+def test_estimate_of_precision_counts_every_network_of_the_search() -> None:
+    cost = estimate((precision(controls=0), fixed_point()), {"selection": data()}, model())
+    assigned = cost["steps"][0]
+    # Of 20 selection images: log2(4) + 2 neighbours + the network at the first precision; 60 images learn 3 times, 3 passes each.
+    assert assigned["layer_evaluations_at_most"] == 5 * 3
+    assert assigned["macs"] == ((5 + 8) * 20 + 3 * 3 * 60) * model().macs
 
 
 def test_estimate_bounds_the_work_from_above() -> None:

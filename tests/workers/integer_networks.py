@@ -79,5 +79,7 @@ def around(network: ModelGraph, images: Tensor, **more: Any) -> Surroundings:
     return Surroundings(batches, evaluate, **more)
 
 
-def quantized(network: ModelGraph, images: Tensor, **options: Any) -> FixedPointResult:
-    return quantize_fixed_point(network, recipe(**options), around(network, images), lambda *_: None)
+def quantized(
+    network: ModelGraph, images: Tensor, *, precision: dict[str, int] | None = None, **options: Any
+) -> FixedPointResult:
+    return quantize_fixed_point(network, recipe(**options), around(network, images), lambda *_: None, precision)

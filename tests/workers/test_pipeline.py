@@ -1,7 +1,7 @@
 """What a job does with its data and its files, within this process but for the verification."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,61 @@ def test_f8_integers_are_delivered_and_verified(tmp_path: Path, model: Path) -> 
     assert outcome.error is None
     assert first == [(folders[0] / "outputs" / name).read_bytes() for name in names]
     assert not any(line.message and line.message.startswith("Quantizing") for line in progress)
+
+
+def test_q9_precision_is_carried_to_the_integers_and_survives_an_interruption(tmp_path: Path, model: Path) -> None:
+    """Four steps, each lost once just as it begins: the same files as of an undisturbed job (masks and bits are carried on)."""
+    recipe: list[dict[str, Any]] = [
+        {"kind": "prune_weights", "max_drop_pp": 2.0, "rate_step": 0.3},
+        {"kind": "finetune", "epochs": 1, "batch_size": 32, "learning_rate": 0.001},
+        {
+            "kind": "assign_precision",
+            "bits": [8, 4, 2],
+            "max_drop_pp": 2.0,
+            "learning": {"batch_size": 32},
+            "controls": 2,
+        },
+        {"kind": "quantize_fixed_point", "calibration_images": 100},
+    ]
+    x, y = digits()
+    data = {"selection": {"x": x[900:], "y": y[900:]}}
+    undisturbed, disturbed = (
+        lay_out_job(tmp_path / name, model, data, recipe=recipe, outputs=["onnx", "pt2", "c"])
+        for name in ("one", "two")
+    )
+    outcome, _ = run(undisturbed)
+    assert outcome.error is None, outcome.error
+
+    for lost in range(len(recipe)):
+        with pytest.raises(_LostError):
+            run_folder(disturbed, report_progress=_lose_at(lost))
+    outcome, progress = run(disturbed)
+    assert outcome.error is None, outcome.error
+    assert not any(line.message and line.message.startswith("Epoch") for line in progress)  # nothing is learned again
+    report = report_of(undisturbed)
+    for file in report.files:
+        assert (undisturbed / "outputs" / file.name).read_bytes() == (disturbed / "outputs" / file.name).read_bytes()
+
+    assigned = {layer["layer"]: layer["bits"] for layer in report.steps[2].details["layers"]}
+    assert {layer.name: layer.bits for layer in report.layers} == assigned
+    assert {layer["layer"]: layer["weight_bits"] for layer in report.steps[3].details["layers"]} == assigned
+    assert any(bits < 8 for bits in assigned.values())
+    assert report.after.weight_bits == sum(layer.bits * layer.weights for layer in report.layers)
+    pruned = {layer["layer"]: layer["zeros"] for layer in report.steps[0].details["layers"]}
+    assert all(layer.weights - layer.nonzeros >= pruned[layer.name] for layer in report.layers)
+    assert report.steps[2].predicted_change_pp is not None
+
+
+class _LostError(BaseException):
+    """Ends a job as suddenly as a signal does: nothing in it catches this."""
+
+
+def _lose_at(step: int) -> Callable[[Progress], None]:
+    def report(progress: Progress) -> None:
+        if progress.type == "progress" and progress.step == step:
+            raise _LostError
+
+    return report
 
 
 def test_f2_and_f10_integers_learn_from_training_images(tmp_path: Path, model: Path) -> None:

@@ -24,7 +24,7 @@ def why_not(step_kind: str, layer: Layer, weight: Tensor, in_integers: str | Non
             return _why_not_prune(layer, weight)
         case "prune_winograd":
             return why_not_winograd(layer, weight.dtype)
-        case "quantize_fixed_point":
+        case "quantize_fixed_point" | "assign_precision":
             return in_integers
         case "finetune":
             return None

@@ -1,7 +1,7 @@
 """Trains a network a little, so that it recovers what an earlier step has cost. Weights that are zero stay exactly zero.
 
-SGD with Nesterov momentum along a cosine, from labels or from another network's outputs (distillation). A network in
-evaluation form learns batch statistics again when the `training` argument of its `aten.batch_norm` nodes is switched on.
+SGD with Nesterov momentum, along a cosine or at one rate, from labels or from another network's outputs (distillation).
+A network in evaluation form learns batch statistics again when the `training` argument of its `aten.batch_norm` nodes is on.
 """
 
 import math
@@ -36,6 +36,18 @@ class TrainingImages:
     pick: Callable[[Indices], Pixels]
     to_input: Callable[[Pixels], Tensor]
     labels: Indices | None  # (count,)
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """What an optimiser step has led to."""
+
+    weights: Mapping[str, Tensor]  # of all layers, by the layer's name; they change with the next step
+    loss: float  # mean of the batch, before the step
+    ends_epoch: bool
+
+
+AfterStep = Callable[[Stepped], None]
 
 
 @dataclass(frozen=True)
@@ -77,12 +89,13 @@ def finetune(
     directions: Mapping[str, Direction] | None = None,
     learns_statistics: bool = True,
     max_gradient_norm: float | None = None,
+    after_step: AfterStep | None = None,
 ) -> FinetuneResult:
     """A trained copy of `graph`. `teacher` gives the outputs to learn without labels; `evaluate` the accuracy in percent.
 
     `directions` make of the gradients of parameters, by name, what they are to be moved along instead. Without
     `learns_statistics`, batch normalisation goes on with the statistics that it has. Steps along directions whose norm
-    over all parameters is above `max_gradient_norm` are shortened to it.
+    over all parameters is above `max_gradient_norm` are shortened to it. `after_step` is called after every step of the optimiser.
     """
     loss = _chosen_loss(step, images, teacher)
     loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step.temperature)
@@ -95,7 +108,7 @@ def finetune(
         directions=directions or {},
         max_gradient_norm=max_gradient_norm,
     )
-    epochs = tuple(_train(student, images, step, loss_of, seed, on_progress))
+    epochs = tuple(_train(student, images, step, loss_of, seed, on_progress, after_step))
     trained = student.as_graph()
     after = evaluate(trained) if evaluate else None
     is_restored = before is not None and after is not None and after < before
@@ -129,7 +142,8 @@ class _Student:
         if learns_statistics:
             _train_batch_norm(self._learning.module)
         _end_with_logits(self._learning.module)
-        self._weights = [layer.weight for layer in layers(graph)]
+        self.weights = {layer.name: parameter(self._learning, layer.weight) for layer in layers(graph)}
+        weights = {layer.weight for layer in layers(graph)}
         self._masks: list[tuple[Tensor, Tensor]] = []
         self._directions: list[tuple[Tensor, Direction]] = []
         decayed: list[Tensor] = []
@@ -141,7 +155,7 @@ class _Student:
             (decayed if tensor.dim() > 1 else others).append(tensor)
             if name in directions:
                 self._directions.append((tensor, directions[name]))
-            if name in self._weights:
+            if name in weights:
                 self._masks.append((tensor, tensor.detach() == 0))
         self._optimizer = torch.optim.SGD(
             [{"params": decayed, "weight_decay": step.weight_decay}, {"params": others, "weight_decay": 0.0}],
@@ -192,6 +206,7 @@ def _train(
     loss_of: LossOf,
     seed: int,
     on_progress: OnProgress,
+    after_step: AfterStep | None,
 ) -> Iterator[Epoch]:
     generator = torch.Generator().manual_seed(seed)
     size = _whole_batches(step.batch_size, student.batch_size)
@@ -200,7 +215,9 @@ def _train(
         total, seen = 0.0, 0
         for position, indices in enumerate(batches):
             done = (number - 1 + position / len(batches)) / step.epochs
-            learning_rate = step.learning_rate * 0.5 * (1.0 + math.cos(math.pi * done))
+            learning_rate = step.learning_rate
+            if step.schedule == "cosine":
+                learning_rate *= 0.5 * (1.0 + math.cos(math.pi * done))
             pixels = images.pick(indices)
             if step.augment == "flip_crop":
                 pixels = flip_and_crop(pixels, generator)
@@ -214,6 +231,8 @@ def _train(
                     step="finetune",
                 )
             student.learn(loss, learning_rate)
+            if after_step is not None:
+                after_step(Stepped(student.weights, value, ends_epoch=position == len(batches) - 1))
             total, seen = total + value * len(indices), seen + len(indices)
             on_progress(done, f"Epoch {number} of {step.epochs}", {"loss": value, "learning_rate": learning_rate})
         yield Epoch(number, total / seen, learning_rate)

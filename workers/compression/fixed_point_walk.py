@@ -5,13 +5,13 @@ network gives, and what every layer loses is known.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx
 
 from jobs.recipe import QuantizeFixedPoint
-from workers.compression.fixed_point_emission import Emission, evaluate, input_lengths, pair, per_plane
+from workers.compression.fixed_point_emission import Emission, evaluate, input_lengths, layer_of, pair, per_plane
 from workers.compression.fixed_point_lengths import (
     Lengths,
     align,
@@ -46,6 +46,7 @@ class FixedPointLayer:
 
     layer: str
     shape: tuple[int, ...]
+    weight_bits: int
     input_lengths: list[int]
     weight_lengths: list[int]  # FL_w; of planes, the shortest of each output channel
     bias_lengths: list[int]  # FL_b
@@ -75,12 +76,25 @@ def images_that_fit(plan: Plan, cache_mib: int) -> int:
 class Walk:
     """Goes through a network's operations in order."""
 
-    def __init__(self, plan: Plan, step: QuantizeFixedPoint, codings: dict[str, Coding], batches: list[Tensor]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        step: QuantizeFixedPoint,
+        codings: dict[str, Coding],
+        batches: list[Tensor],
+        *,
+        precision: Mapping[str, int] | None = None,
+        alternatives: Collection[int] = (),
+    ) -> None:
+        """`precision` has bits of weights by layer; `alternatives` are more bits that every layer is quantized at, for its
+        inputs as they are in this walk."""
         self.emission = Emission(plan, codings)
         self.reports: list[FixedPointLayer] = []
+        self.alternatives: dict[tuple[str, int], Convolution] = {}  # by output and bits
         self._plan = plan
         self._step = step
-        self._expression = Expression(step.weight_bits, True, step.rule, step.pdf, step.k)
+        self._precision = precision or {}
+        self._more_bits = tuple(alternatives)
         coding, shape = codings[plan.input], plan.shapes[plan.input]
         # For each tensor that is still to be read, a list of batches.
         self._numbers = {plan.input: batches}
@@ -90,7 +104,13 @@ class Walk:
     def take(self, planned: Planned) -> None:
         """Quantize one operation, and let both networks run it."""
         if planned.kind in ("convolution", "linear"):
-            layer, lengths = self._layer(planned)
+            moments = self._moments(planned)
+            for bits in self._more_bits:
+                self.alternatives[planned.output, bits] = self._layer(planned, moments, bits)[0]
+            layer, lengths = self._layer(
+                planned, moments, self._precision.get(layer_of(planned.main), self._step.weight_bits)
+            )
+            self.emission.add_convolution(planned, layer)
             self._run([layer], planned)
             self.reports.append(self._report(layer, lengths))
         else:
@@ -115,35 +135,32 @@ class Walk:
 
     # ---- One layer --------------------------------------------------------------------------------------------------
 
-    def _layer(self, planned: Planned) -> tuple[Convolution, Lengths]:
-        """The integers of a layer; FL_b is lowered until bias and accumulator fit."""
+    def _layer(self, planned: Planned, moments: InputMoments, bits: int) -> tuple[Convolution, Lengths]:
+        """The integers of a layer at so many bits; FL_b is lowered until bias and accumulator fit."""
         weight, bias = self._parameters(planned)
-        geometry = _geometry(planned.main, weight)
-        moments = self._moments(planned, geometry, weight)
-        lengths = self._lengths(planned, weight, moments, geometry)
+        lengths = self._lengths(planned, weight, moments, bits)
         output = self.emission.codings.get(planned.output)
         longest = None if output is None else output.lengths_tensor()
         lengths = lengths.lowered(excess_of_bias(lengths, bias, self._step.bias_bits, longest))
         while True:
-            layer = self._convolution(planned, weight, bias, lengths, moments)
+            layer = self._convolution(planned, weight, bias, lengths, moments, bits)
             excess = excess_of_accumulator(self._bounds(layer, is_logits=output is None), ACCUMULATOR_BITS)
             if not bool(excess.any()):
-                self.emission.add_convolution(planned, layer)
                 return layer, lengths
             lengths = lengths.lowered(excess)
 
     def _convolution(
-        self, planned: Planned, weight: Tensor, bias: Tensor, lengths: Lengths, moments: InputMoments
+        self, planned: Planned, weight: Tensor, bias: Tensor, lengths: Lengths, moments: InputMoments, bits: int
     ) -> Convolution:
         step = self._step
         if step.rounding == "compensated" and moments.covariance is not None:
-            integers = compensated(weight, lengths.grid, step.weight_bits, moments)
+            integers = compensated(weight, lengths.grid, bits, moments)
         else:
-            integers = quantized_weights(weight, lengths.grid, step.weight_bits)
+            integers = quantized_weights(weight, lengths.grid, bits)
 
         def with_bias(numbers: Tensor) -> Convolution:
             biases = quantized_bias(numbers, lengths.bias, step.bias_bits)
-            return self.emission.convolution(planned, integers, step.weight_bits, lengths, biases, step.bias_bits)
+            return self.emission.convolution(planned, integers, bits, lengths, biases, step.bias_bits)
 
         layer = with_bias(bias)
         if not step.correct_bias:
@@ -156,13 +173,14 @@ class Walk:
         # All logits get the length of the finest, by shifts to the left.
         return bounds << -layer.out_shift if is_logits else bounds
 
-    def _lengths(self, planned: Planned, weight: Tensor, moments: InputMoments, geometry: Geometry) -> Lengths:
-        inputs = input_lengths(self.emission.coding(planned.sources[0]), weight, geometry.groups)
-        own = weight_lengths(weight, self._expression, self._step.weight_lengths)
+    def _lengths(self, planned: Planned, weight: Tensor, moments: InputMoments, bits: int) -> Lengths:
+        step, groups = self._step, _geometry(planned.main, weight).groups
+        inputs = input_lengths(self.emission.coding(planned.sources[0]), weight, groups)
+        own = weight_lengths(weight, Expression(bits, True, step.rule, step.pdf, step.k), step.weight_lengths)
         of_channels = moments.power.reshape(-1, weight[0, 0].numel()).mean(1)  # [C]
         return align(
-            weight, own, inputs, self._step.align,
-            weight_bits=self._step.weight_bits, input_power=per_plane(of_channels, weight, geometry.groups),
+            weight, own, inputs, step.align,
+            weight_bits=bits, input_power=per_plane(of_channels, weight, groups),
         )  # fmt: skip
 
     def _parameters(self, planned: Planned) -> tuple[Tensor, Tensor]:
@@ -174,10 +192,11 @@ class Walk:
         )
         return (weight[:, :, None, None] if weight.dim() == 2 else weight), bias
 
-    def _moments(self, planned: Planned, geometry: Geometry, weight: Tensor) -> InputMoments:
+    def _moments(self, planned: Planned) -> InputMoments:
+        weight, _ = self._parameters(planned)
         wanted = self._step.rounding == "compensated"
         pairs = self._pairs(planned.sources[0])
-        return measure(pairs, geometry, weight[0].numel(), with_covariance=wanted)
+        return measure(pairs, _geometry(planned.main, weight), weight[0].numel(), with_covariance=wanted)
 
     def _pairs(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """What both networks have of a tensor, as numbers [N, C, H, W]."""
@@ -200,6 +219,7 @@ class Walk:
         return FixedPointLayer(
             layer=layer.layer,
             shape=tuple(layer.weight.shape),
+            weight_bits=layer.weight_bits,
             input_lengths=list(source.lengths),
             weight_lengths=lengths.weights.amin(1).tolist(),
             bias_lengths=lengths.bias.tolist(),

@@ -132,6 +132,12 @@ def _request_parser() -> argparse.ArgumentParser:
     steps.add_argument("--finetune-epochs", type=int, metavar="N", help="train afterwards, to recover accuracy")
     steps.add_argument("--learning-rate", type=float, metavar="N")
 
+    steps.add_argument(
+        "--assign-precision", type=_integers, metavar="N[,N…]", help="bits of weights, the first of all layers, the others where "
+        "accuracy allows, such as 8,4; makes a network of integers",
+    )  # fmt: skip
+    steps.add_argument("--precision-drop", type=float, metavar="PP", help="accuracy that fewer bits may cost")
+    steps.add_argument("--statistics", type=Path, metavar="FILE", help="of your own training (winnow.WeightRecorder)")
     steps.add_argument("--quantize", action="store_true", help="make a network of integers; implied by the two next")
     steps.add_argument("--weight-bits", type=int, metavar="N", help="2 to 16; 8 if not given")
     steps.add_argument("--activation-bits", type=int, metavar="N", help="2 to 16; 8 if not given")
@@ -173,6 +179,13 @@ def _number(text: str) -> float:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError) as wrong:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from wrong
+
+
+def _integers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as wrong:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 8,4") from wrong
 
 
 def _numbers(text: str) -> list[float]:

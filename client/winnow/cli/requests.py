@@ -40,6 +40,7 @@ PRUNE_FLAGS: Final = {
     "distribution": "distribution",
     "exclude": "exclude",
 }
+PRECISION_FLAGS: Final = {"assign_precision": "bits", "precision_drop": "max_drop_pp", "statistics": "statistics"}
 QUANTIZE_FLAGS: Final = {"weight_bits": "weight_bits", "activation_bits": "activation_bits"}
 FINETUNE_FLAGS: Final = {"finetune_epochs": "epochs", "learning_rate": "learning_rate"}
 
@@ -55,7 +56,9 @@ def request_of(arguments: argparse.Namespace) -> Document:
     if steps:
         request["recipe"] = steps
     if not request.get("recipe"):
-        raise WinnowError("what shall be done? Give --prune, --quantize, --finetune-epochs N, or --recipe FILE")
+        raise WinnowError(
+            "what shall be done? Give --prune, --quantize, --assign-precision 8,4, --finetune-epochs N, or --recipe FILE"
+        )
     for flag, place in PLACES.items():
         value = getattr(arguments, flag, None)
         if value is not None:
@@ -70,15 +73,28 @@ def _steps(arguments: argparse.Namespace) -> list[Document]:
     finetune = _given(arguments, FINETUNE_FLAGS)
     if finetune and "epochs" not in finetune:
         raise WinnowError("--learning-rate needs --finetune-epochs")
+    precision = _precision(arguments)
     quantize = _given(arguments, QUANTIZE_FLAGS)
     steps: list[Document] = []
     if arguments.prune or prune:
         steps.append({"kind": "prune_weights", **prune})
     if finetune:
         steps.append({"kind": "finetune", **finetune})
+    if precision:
+        steps.append({"kind": "assign_precision", **precision})
+        quantize = {"weight_bits": precision["bits"][0], **quantize}
     if arguments.quantize or quantize:
         steps.append({"kind": "quantize_fixed_point", **quantize})
     return steps
+
+
+def _precision(arguments: argparse.Namespace) -> Document:
+    precision = _given(arguments, PRECISION_FLAGS)
+    if precision and "bits" not in precision:
+        raise WinnowError("--precision-drop and --statistics need --assign-precision, such as --assign-precision 8,4")
+    if "statistics" in precision:
+        precision["statistics"] = _read_document(precision["statistics"])
+    return precision
 
 
 def _given(arguments: argparse.Namespace, flags: dict[str, str]) -> Document:
@@ -95,18 +111,22 @@ def _put(request: Document, place: tuple[str, ...], value: Any) -> None:  # what
 
 def _read_recipe(path: Path) -> Document:
     """A whole request, or just the list of its steps, as JSON or TOML."""
-    try:
-        text = path.read_text(encoding="utf-8")
-        document = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
-    except OSError as failure:
-        raise WinnowError(f"can't read {path}: {failure.strerror}") from failure
-    except ValueError as failure:
-        raise WinnowError(f"{path} is no {'TOML' if path.suffix == '.toml' else 'JSON'}: {failure}") from failure
+    document = _read_document(path)
     if isinstance(document, list):
         return {"recipe": document}
     if not isinstance(document, dict):
         raise WinnowError(f"{path} must hold a request or a list of steps")
     return document
+
+
+def _read_document(path: Path) -> Any:  # whatever JSON or TOML can say
+    try:
+        text = path.read_text(encoding="utf-8")
+        return tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    except OSError as failure:
+        raise WinnowError(f"can't read {path}: {failure.strerror}") from failure
+    except ValueError as failure:
+        raise WinnowError(f"{path} is no {'TOML' if path.suffix == '.toml' else 'JSON'}: {failure}") from failure
 
 
 class Uploader:
