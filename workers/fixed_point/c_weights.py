@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from workers.fixed_point.c_types import INT16, INT32, INT64, Constant, CType, Integers, code, constant, packed
 from workers.fixed_point.network import Convolution
+from workers.fixed_point.pack_weights import bytes_of_word, packed_bytes, packed_codes
 
 
 @dataclass(frozen=True)
@@ -94,24 +96,39 @@ for (int32_t i = 0; i < $BYTES; i++) {
 }
 """
 
+_UNPACK_3 = """\
+for (int32_t i = 0; i < $WORDS; i++) {
+    const uint8_t *three = weights + filter_number * $BYTES + i;
+    const int32_t eight = three[0] | ((int32_t)three[$WORDS] << 8) | ((int32_t)three[2 * $WORDS] << 16);
+    for (int32_t part = 0; part < 8; part++) {
+        filter[i + part * $WORDS] = ($TYPE)(((eight >> (3 * part)) & 7) - 4);
+    }
+}
+"""
+
 
 def _unpack(bits: int, length: int, row_type: CType) -> str:
-    template = {2: _UNPACK_2, 4: _UNPACK_4}.get(bits, _UNPACK_PLAIN)
-    return code(template, LENGTH=length, BYTES=-(-length * bits // 8), TYPE=row_type.name)
+    template = {2: _UNPACK_2, 3: _UNPACK_3, 4: _UNPACK_4}.get(bits, _UNPACK_PLAIN)
+    row_bytes = packed_bytes(length, bits)
+    return code(template, LENGTH=length, BYTES=row_bytes, WORDS=row_bytes // bytes_of_word(bits), TYPE=row_type.name)
 
 
 def _weights_constant(stored: Integers, bits: int, order: str) -> Constant:
     if bits >= 8:
         return Constant("weights", CType(bits, True), stored.reshape(-1), f"Weights {order}")
+    if bits == 3:
+        three_in_bytes: Integers = packed_codes(torch.from_numpy(stored), bits).numpy()
+        return Constant("weights", CType(8, False), three_in_bytes.reshape(-1), f"Weights {order}, 8 in 3 bytes")
     comment = f"Weights {order}, {8 // bits} in a byte"
     return Constant("weights", CType(8, False), packed(stored, bits).reshape(-1), comment)
 
 
-def _stored_bits(weights: Integers) -> int:
-    """2, 4, 8, 16, 32 or 64: the fewest that hold all of them."""
-    least, most = int(weights.min()), int(weights.max())
-    return next(bits for bits in (2, 4, 8, 16, 32, 64) if -(1 << (bits - 1)) <= least and most < 1 << (bits - 1))
+def _stored_bits(rows: Integers) -> int:
+    """2, 3, 4, 8, 16, 32 or 64: what holds all of them in the fewest bytes. Short rows don't fill the words that 3 bits take."""
+    least, most = int(rows.min()), int(rows.max())
+    holds = (bits for bits in (2, 3, 4, 8, 16, 32, 64) if -(1 << (bits - 1)) <= least and most < 1 << (bits - 1))
+    return min(holds, key=lambda bits: _row_bytes(rows, bits))
 
 
 def _row_bytes(rows: Integers, bits: int) -> int:
-    return -(-int(rows.shape[1]) * bits // 8)
+    return packed_bytes(int(rows.shape[1]), bits)

@@ -69,7 +69,7 @@ class QdqTensors:
 
     onnx: OnnxEmitter
     values: dict[str, Value]
-    packs_int4: bool  # whether weights of 4 bits are stored as such, which takes opset 21
+    packs_weights: bool  # whether weights of 2 to 4 bits share bytes, which takes opset 21 for 4 bits
     held: dict[str, Held] = field(default_factory=dict)
     four_bits: set[str] = field(default_factory=set)  # stored tensors that take half a byte an element
     _floats: dict[tuple[str, int], str] = field(default_factory=dict)

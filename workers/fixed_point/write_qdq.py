@@ -54,10 +54,10 @@ class QdqReport:
 def write_qdq(network: IntegerNetwork, graph: ModelGraph, path: Path, *, pack_int4: bool = False) -> QdqReport:
     """Write `network` to `path`, with the inputs and outputs of `graph` and what it computes from its logits.
 
-    With `pack_int4`, weights of 4 bits take half a byte each, and the file needs opset 21.
+    With `pack_int4`, weights of up to 4 bits take only these bits each, and a file with some of 4 bits needs opset 21.
     """
     emitter = OnnxEmitter(infer_tensors(graph))
-    tensors = QdqTensors(emitter, network.values, packs_int4=pack_int4)
+    tensors = QdqTensors(emitter, network.values, packs_weights=pack_int4)
     for spec in (*graph.inputs, *graph.outputs):
         emitter.reserve(spec.name)
     tensors.held[network.input] = _quantized_input(tensors, network, graph.inputs[0])

@@ -104,8 +104,17 @@ def test_weights_of_all_bits_are_the_reference(bits: int, depthwise: bool, compi
     assert_same(random, compiler)
 
 
+@pytest.mark.parametrize("first_bits", [2, 3, 4, 8])
+def test_layers_of_all_widths_are_the_reference(first_bits: int, compiler: str) -> None:
+    random = RandomNetwork((5, 6, 6), seed=first_bits)
+    x = random.convolve(filters=6, weight_bits=first_bits)
+    for weight_bits in (3, 8, 2, 4):
+        x = random.convolve(x, filters=7 if weight_bits > 2 else 9, weight_bits=weight_bits)
+    assert_same(random, compiler)
+
+
 @pytest.mark.parametrize("largest_shift", [1, 6, 14, 20])
-@pytest.mark.parametrize("weight_bits", [2, 4, 8, 11])
+@pytest.mark.parametrize("weight_bits", [2, 3, 4, 8, 11])
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_aligned_partial_sums_are_the_reference(
     largest_shift: int, weight_bits: int, groups: int, compiler: str
@@ -370,13 +379,25 @@ def test_layers_alike_share_one_function() -> None:
     assert len(re.findall(r"^static void convolution_\w+\($", source, re.MULTILINE)) == 2
 
 
-def test_flash_is_the_constants(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weight_bits", [2, 3, 4, 8])
+def test_flash_is_the_constants(tmp_path: Path, weight_bits: int) -> None:
     random = RandomNetwork((8, 4, 4))
-    random.convolve(filters=16, kernel=(3, 3), weight_bits=4, out_shifts=(6, 6), bias_bits=8)
+    random.convolve(filters=16, kernel=(3, 3), weight_bits=weight_bits, out_shifts=(6, 6), bias_bits=8)
     network = random.made()
     written = write_c(network, tmp_path / "n.zip", name="n", example=None)
-    weights, biases, ranges, lengths = 16 * 8 * 9 // 2, 16, 2 * 16, 8
+    weights, biases, ranges, lengths = 16 * 8 * 9 * weight_bits // 8, 16, 2 * 16, 8
     assert written.flash_bytes == weights + biases + ranges + lengths
+
+
+def test_short_rows_of_3_bits_do_not_fill_words_of_3_bytes(tmp_path: Path) -> None:
+    sizes = []
+    for weight_bits in (3, 4):
+        random = RandomNetwork((4, 4, 4))
+        random.convolve(
+            filters=16, kernel=(1, 1), padding=(0, 0), weight_bits=weight_bits, out_shifts=(6, 6), bias_bits=8
+        )
+        sizes.append(write_c(random.made(), tmp_path / "n.zip", name="n", example=None).flash_bytes)
+    assert sizes[0] == sizes[1]
 
 
 def test_logits_of_several_lengths_are_refused(tmp_path: Path) -> None:

@@ -27,12 +27,15 @@ from workers.fixed_point.network import (
     Slice,
     Table,
 )
+from workers.fixed_point.qdq_tensors import BYTE_BITS
+from workers.fixed_point.qdq_weights import CODES_BYTES, NODE_BYTES
 from workers.fixed_point.run import IntegerRunner
 from workers.fixed_point.write_qdq import QdqReport, write_qdq
 from workers.models.graph import ModelGraph
 from workers.models.tail import logits_of
 
 SHAPE = (4, 6, 6)
+FLOAT_BYTES = 4
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +221,57 @@ def test_fewer_bytes_with_packed_weights_and_the_same_integers(tmp_path: Path) -
     assert plain.size_bytes - packed.size_bytes > 0.45 * weights
 
 
+@pytest.mark.parametrize("weight_bits", [2, 3])
+@pytest.mark.parametrize("filters", [32, 33], ids=["whole words", "a word left over"])
+@pytest.mark.parametrize("most_shifted", [0, 3])
+def test_weights_of_2_and_3_bits_take_no_more(
+    tmp_path: Path, weight_bits: int, filters: int, most_shifted: int
+) -> None:
+    made = builder()
+    first = made.convolution(made.input(SHAPE), 32, weight_bits=weight_bits, most_shifted=most_shifted)
+    second = made.convolution(first, filters, weight_bits=weight_bits, most_shifted=most_shifted)
+    network = made.network(second, weight_bits=weight_bits)
+    packed = assert_same(tmp_path, network, pack_int4=True)
+    assert packed.is_integer
+    found = optimised(tmp_path / "n.onnx")
+    plain = assert_same(tmp_path, network)
+    assert found == optimised(tmp_path / "n.onnx")
+    assert plain.size_bytes - packed.size_bytes > least_saved_bytes(network)
+
+
+def test_layers_of_all_widths_share_a_file(tmp_path: Path) -> None:
+    made = builder()
+    source = made.input(SHAPE)
+    for weight_bits in (8, 2, 3, 4):
+        source = made.convolution(source, 32, weight_bits=weight_bits)
+    network = made.network(source, weight_bits=2)
+    packed = assert_same(tmp_path, network, pack_int4=True)
+    assert packed.is_integer
+    found = optimised(tmp_path / "n.onnx")
+    assert (found["QLinearConv"], found["MatMulInteger"]) == (4, 1)
+    plain = assert_same(tmp_path, network)
+    assert plain.size_bytes - packed.size_bytes > least_saved_bytes(network)
+
+
+@pytest.mark.parametrize("weight_bits", [2, 3])
+def test_float_convolutions_unpack_narrow_weights_too(tmp_path: Path, weight_bits: int) -> None:
+    made = builder()
+    wide = made.convolution(made.input(SHAPE, 12), 32, bits=12, weight_bits=weight_bits, most_shifted=2)
+    wide = made.convolution(wide, 33, bits=12, weight_bits=weight_bits)
+    report = assert_same(tmp_path, made.network(wide), pack_int4=True)
+    assert not any(each.integer for each in report.convolutions[:-1])
+    stored = [tensor.data_type for tensor in onnx.load(tmp_path / "n.onnx").graph.initializer if len(tensor.dims) == 4]
+    assert onnx.TensorProto.INT8 not in stored
+
+
+def test_layers_too_small_for_codes_stay_as_they_are(tmp_path: Path) -> None:
+    made = builder()
+    network = made.network(made.convolution(made.input(SHAPE), 8, weight_bits=2))
+    assert_same(tmp_path, network, pack_int4=True)
+    stored = Counter(tensor.data_type for tensor in onnx.load(tmp_path / "n.onnx").graph.initializer)
+    assert stored[onnx.TensorProto.INT4] == 1
+
+
 def test_names_batch_and_tail_are_those_of_the_graph(tmp_path: Path) -> None:
     made = builder()
     network, graph = made.network(made.convolution(made.input(SHAPE), 4)), surface(SHAPE)
@@ -268,6 +322,16 @@ def assert_same(
     assert float(wanted.std()) > 0
     assert torch.equal(run(folder / "n.onnx", images), wanted.float())
     return report
+
+
+def least_saved_bytes(network: IntegerNetwork) -> int:
+    """What weights of so many bits save of a byte each, without what unpacks and aligns them."""
+    saved = -CODES_BYTES  # what layers share
+    for layer in network.convolutions:
+        saved += layer.weight.numel() * (BYTE_BITS - layer.weight_bits) // BYTE_BITS - CODES_BYTES - NODE_BYTES
+        if layer.shifts.any():
+            saved -= layer.shifts.numel() * FLOAT_BYTES + 2 * NODE_BYTES
+    return saved
 
 
 def run(path: Path, images: Tensor) -> Tensor:
