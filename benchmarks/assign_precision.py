@@ -3,9 +3,9 @@
     python -m benchmarks.assign_precision curves      accuracy against average bits, every order at every number of layers
     python -m benchmarks.assign_precision budgets     what the step reaches at 0.2, 0.5 and 1 pp, and retraining after it
 
-ResNet-20 on CIFAR-10. Needs the folder of models and images that WINNOW_DATA names. The network learns from, and decisions are
-made on, images of the training set; the 5,000 test images only measure. One line a seed, which learning, random orders and the
-choice of images follow.
+ResNet-20 on CIFAR-10. Needs the folder of models and images that WINNOW_DATA names. The network learns from, and is fitted to,
+images of its training set, which it knows by heart; so decisions are made on the first test images, and the others only measure.
+One table a seed, which learning and random orders follow.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_selection, cifar_test, data_folder
+from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_test, data_folder
 from jobs.recipe import AssignPrecision, LearningStatistics, Preprocess, QuantizeFixedPoint, RecoveryTraining
 from workers.compression.assign_precision import Surroundings, assign_precision
 from workers.compression.finetune import AfterStep, TrainingImages, finetune
@@ -56,8 +56,11 @@ class _Bench:
         self._seed = seed
         self._graph = read_model(data_folder() / "models" / "cifar10_resnet20.pt2")
         self._transform = InputTransform(Preprocess.model_validate(CIFAR_PREPROCESS), self._graph.inputs[0])
-        self._selection = cifar_selection(options.images, seed)
-        self._test = cifar_test()
+        x, y = cifar_test()
+        self._selection, self._test = (
+            (x[: options.images], y[: options.images]),
+            (x[options.images :], y[options.images :]),
+        )
         self._learning = cifar_learning(options.learning_images)
         self._right_before = self._answers(self._graph, self._test[0]) == self._test[1]
 
@@ -65,7 +68,7 @@ class _Bench:
 
     def print_curves(self) -> None:
         """The largest prefix of each order within each budget, as average bits; and accuracy halfway in bits."""
-        step = self._step()
+        step = self._step(bits=self._options.bits)
         recorded = self._recorded(step)
         lower = step.bits[1]
         networks = SecondNetworks(self._graph, QUANTIZATION, step.bits, self._calibration, lambda *_: None)
@@ -202,7 +205,7 @@ class _Bench:
         return TrainingImages(len(x), lambda wanted: x[wanted], self._transform, y)
 
     def _calibration(self, _: ModelGraph, count: int) -> Iterator[Tensor]:
-        x = self._selection[0][:count]
+        x = self._learning[0][:count]
         return (self._transform(x[start : start + BATCH]) for start in range(0, len(x), BATCH))
 
     def _selection_percent(self, graph: ModelGraph) -> float:
@@ -220,7 +223,10 @@ class _Bench:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=("curves", "budgets"))
-    parser.add_argument("--images", type=int, default=2000, help="that decisions are made on")
+    parser.add_argument(
+        "--images", type=int, default=2000, help="that decisions are made on; the other test images measure"
+    )
+    parser.add_argument("--bits", type=int, nargs=2, default=[8, 2], help="first and lower precision (curves)")
     parser.add_argument("--learning-images", type=int, default=10_000)
     parser.add_argument("--learning-epochs", type=int, default=3)
     parser.add_argument("--iterations", type=int, help="optimiser steps of a cycle; an epoch if not given")

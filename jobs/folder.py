@@ -5,6 +5,7 @@
       inputs/         the uploaded files, read-only
       work/           the runner's scratch space, checkpoints and HOME
       outputs/        what the runner made
+      finish          empty; there once the search is to end with the best that it has found, made by the supervisor
       result.json     how it ended (`Outcome`), written last and atomically
       runner.log      the runner's own log (stderr)
 
@@ -20,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.errors import JobError
 from jobs.inspection import DatasetInspection, ModelInspection
-from jobs.recipe import Limits, OutputFormat, Preprocess, Step, Target
+from jobs.recipe import Goal, Limits, OutputFormat, Preprocess, Step, Target
 
 MAX_RESULT_BYTES = 64 * 1024 * 1024
 MAX_PROGRESS_LINE_BYTES = 64 * 1024
+FINISH = "finish"
 
 
 class Value(BaseModel):
@@ -53,7 +55,8 @@ class Compress(Value):
     model: InputFile
     data: dict[Literal["train", "selection", "test"], InputFile]
     preprocess: Preprocess | None
-    recipe: tuple[Step, ...]
+    recipe: tuple[Step, ...]  # empty where there is a goal, until the search has found one
+    goal: Goal | None = None
     limits: Limits
     seed: int
     outputs: tuple[OutputFormat, ...]
@@ -87,7 +90,7 @@ class OutputFile(Value):
     """A file under `outputs/`."""
 
     path: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,128}$")
-    kind: Literal["model", "report"]
+    kind: Literal["model", "report", "figure"]
     media_type: str = Field(max_length=128)
 
 

@@ -1,49 +1,46 @@
-"""Whether a recipe can run on a model and data, told from their inspections alone; the API asks before it accepts a job, the
-runner once more before it starts.
+"""Whether a recipe can run on a model and data, or a goal be searched for, told from their inspections alone; the API asks before
+it accepts a job, the runner once more before it starts.
 
-The rules of data roles are written here and nowhere else:
-
-* `prune_weights`, `prune_winograd`, `assign_precision` and `quantize_fixed_point` decide on `selection`; `finetune`, and the
-  others where they train, learn from `train`; figures are taken on `test`.
-* One dataset alone is split by class: into halves for selection and test, or, if the recipe learns, into 60 % train,
-  20 % selection and 20 % test. A lone `test` dataset is never split: it is not for decisions.
-* Several datasets keep their roles whole.
+What a goal asks for besides, so that no search begins that can't deliver: the file that its target opens is among the outputs,
+C source only of networks that can be made of integers, at least one layer that some step can work on, and time left after the
+search in which the best network is written and verified.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any, Literal, get_args
 
-from jobs.inspection import DatasetInspection, LayerInfo, ModelInspection
+from jobs.data_roles import ROLES, Role, learns, needs, roles_played, source_of, trainings
+from jobs.eligibility import (
+    SEARCHED_KINDS,
+    LayerStep,
+    excluded_by,
+    reasons_against,
+    searched_layers,
+    why_not,
+    why_not_in_integers,
+)
+from jobs.folder import Compress
+from jobs.inspection import DatasetInspection, ModelInspection
 from jobs.recipe import (
     AssignPrecision,
     Finetune,
+    Goal,
+    JobRequest,
+    Limits,
     OutputFormat,
     Preprocess,
     PruneWeights,
     PruneWinograd,
     QuantizeFixedPoint,
     Step,
+    Target,
     TrainingOptions,
 )
-from jobs.tiles import best_tile, tiles_of
 
-Role = Literal["train", "selection", "test"]
-LayerStep = PruneWeights | PruneWinograd | AssignPrecision | QuantizeFixedPoint  # steps that work on some layers
-ROLES: tuple[Role, ...] = get_args(Role)
-NEEDS: dict[str, tuple[Role, str]] = {
-    "prune_weights": ("selection", "decides on selection images"),
-    "prune_winograd": ("selection", "decides on selection images"),
-    "assign_precision": ("selection", "decides on selection images"),
-    "quantize_fixed_point": ("selection", "measures distributions on selection images"),
-    "finetune": ("train", "learns from training images"),
-}
+OPENED_FORMATS: dict[str, OutputFormat] = {"onnxruntime": "onnx", "torch": "pt2"}
 
 _INPUT_DTYPES = ("float16", "float32", "float64", "uint8")
-
-# Multiply-adds a second that one slow core does at the least in a convolution; only for an order of magnitude.
-_MACS_PER_SECOND = 2e10
 
 
 @dataclass(frozen=True)
@@ -55,47 +52,15 @@ class Problem:
     hint: str | None = None
 
 
-def learns(recipe: Iterable[Step]) -> bool:
-    """Whether any step trains the model."""
-    return any(role == "train" for step in recipe for role, _ in needs(step))
-
-
-def needs(step: Step) -> list[tuple[Role, str]]:
-    """The roles without whose images a step can't run, and why."""
-    always = NEEDS[step.kind]
-    if any(training is not None for _, training in _trainings(step)):
-        return [always, ("train", "trains on training images")]
-    return [always]
-
-
-def _trainings(step: Step) -> list[tuple[str, TrainingOptions | None]]:
-    """What a step may train with besides what it does, and where the recipe says so."""
-    match step:
-        case PruneWinograd():
-            return [("training", step.training)]
-        case AssignPrecision():
-            return [("learning", step.learning if step.statistics is None else None)]
-        case QuantizeFixedPoint():
-            return [("pretraining", step.pretraining), ("training", step.training)]
-        case _:
-            return []
-
-
-def split_of(role: Role, *, learns: bool) -> dict[Role, float] | None:
-    """The fractions into which a dataset given alone for `role` is split; None if it stays whole."""
-    if role == "test":
-        return None
-    if learns:
-        return {"train": 0.6, "selection": 0.2, "test": 0.2}
-    return {"selection": 0.5, "test": 0.5}
-
-
-def roles_played(given: Collection[Role], *, learns: bool) -> frozenset[Role]:
-    """The roles that have images once a dataset given alone was split."""
-    if len(given) == 1:
-        (role,) = given
-        return frozenset(split_of(role, learns=learns) or given)
-    return frozenset(given)
+def check_request(
+    request: JobRequest | Compress, data: Mapping[Role, DatasetInspection], model: ModelInspection
+) -> list[Problem]:
+    """Everything that is known to be wrong with a job before it runs, whichever way it says what to do; empty if nothing is."""
+    if request.goal is None:
+        return check_recipe(request.recipe, data, model, request.preprocess, request.outputs)
+    return check_goal(
+        request.goal, data, model, request.preprocess, request.outputs, request.target, limits=request.limits
+    )
 
 
 def check_recipe(
@@ -105,14 +70,37 @@ def check_recipe(
     preprocess: Preprocess | None,
     outputs: Sequence[OutputFormat] = (),
 ) -> list[Problem]:
-    """Everything that is known to be wrong with a job before it runs; empty if nothing is."""
-    problems = [*_model_problems(model), *_missing_roles(recipe, data)]
-    for role, dataset in data.items():
-        problems += _dataset_problems(role, dataset, model, preprocess)
-    problems += _preprocess_problems(data, preprocess)
+    """Everything that is known to be wrong with a recipe before it runs; empty if nothing is."""
+    problems = [
+        *_model_problems(model),
+        *_missing_roles(recipe, data),
+        *_data_problems(data, model, preprocess),
+    ]
     for index, step in enumerate(recipe):
         problems += _step_problems(f"/recipe/{index}", step, recipe, data, model)
     return problems + _order_problems(recipe, outputs)
+
+
+def check_goal(
+    goal: Goal,
+    data: Mapping[Role, DatasetInspection],
+    model: ModelInspection,
+    preprocess: Preprocess | None,
+    outputs: Sequence[OutputFormat],
+    target: Target,
+    *,
+    limits: Limits,
+) -> list[Problem]:
+    """Everything that is known to be wrong with a goal before a search for it begins; empty if nothing is."""
+    return [
+        *_model_problems(model),
+        *_nothing_to_search(model),
+        *_missing_selection(data),
+        *_data_problems(data, model, preprocess),
+        *_target_problems(outputs, target),
+        *_source_problems(outputs, model),
+        *_deadline_problems(goal, limits),
+    ]
 
 
 def fitted_shape(dataset: DatasetInspection, preprocess: Preprocess | None) -> tuple[int | str, ...]:
@@ -147,23 +135,6 @@ def is_channels_last(shape: Sequence[int | str], wanted: Sequence[int | str]) ->
     return fits((height, width, channels), wanted)
 
 
-def estimate(recipe: Sequence[Step], data: Mapping[Role, DatasetInspection], model: ModelInspection) -> dict[str, Any]:
-    """Roughly what a job costs at the most: layer evaluations, multiply-adds, bytes of activations, seconds on one core."""
-    images = _images_by_role(recipe, data)
-    steps = [_step_cost(step, images, model) for step in recipe]
-    measuring = (images.get("test", 0) * 4 + images.get("selection", 0) * 2) * model.macs
-    macs = measuring + sum(int(step["macs"]) for step in steps)
-    return {
-        "images": images,
-        "steps": steps,
-        "layer_evaluations_at_most": sum(int(step["layer_evaluations_at_most"]) for step in steps),
-        "macs_at_most": macs,
-        "model_bytes": model.parameters * 4,
-        "seconds_at_most": round(macs / _MACS_PER_SECOND + 10, 1),
-        "note": "An upper bound of the right order of magnitude for one core; probing usually saves most of it.",
-    }
-
-
 def _model_problems(model: ModelInspection) -> list[Problem]:
     problems = []
     if len(model.inputs) != 1:
@@ -193,7 +164,6 @@ def _model_problems(model: ModelInspection) -> list[Problem]:
 
 def _missing_roles(recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]) -> list[Problem]:
     played = roles_played(data.keys(), learns=learns(recipe))
-    given = ", ".join(role for role in ROLES if role in data) or "none"
     problems: list[Problem] = []
     wanted = [(index, step.kind, *need) for index, step in enumerate(recipe) for need in needs(step)]
     for index, kind, role, why in wanted:
@@ -202,11 +172,40 @@ def _missing_roles(recipe: Sequence[Step], data: Mapping[Role, DatasetInspection
         problems.append(
             Problem(
                 f"/data/{role}",
-                f"Step {index} ({kind}) {why}, but no dataset plays the role {role} (given: {given}).",
-                f'Add "{role}" to "data".' if data else 'Give a dataset: {"data": {"selection": "dst_…"}}.',
+                f"Step {index} ({kind}) {why}, but no dataset plays the role {role} (given: {_given_roles(data)}).",
+                _how_to_give(role, data),
             )
         )
     return problems
+
+
+def _missing_selection(data: Mapping[Role, DatasetInspection]) -> list[Problem]:
+    if "selection" in roles_played(data.keys(), learns=True):
+        return []
+    return [
+        Problem(
+            "/data/selection",
+            f"The search decides on selection images, but no dataset plays the role selection (given: {_given_roles(data)}).",
+            _how_to_give("selection", data),
+        )
+    ]
+
+
+def _given_roles(data: Mapping[Role, DatasetInspection]) -> str:
+    return ", ".join(role for role in ROLES if role in data) or "none"
+
+
+def _how_to_give(role: Role, data: Mapping[Role, DatasetInspection]) -> str:
+    return f'Add "{role}" to "data".' if data else 'Give a dataset: {"data": {"selection": "dst_…"}}.'
+
+
+def _data_problems(
+    data: Mapping[Role, DatasetInspection], model: ModelInspection, preprocess: Preprocess | None
+) -> list[Problem]:
+    problems = [
+        problem for role, dataset in data.items() for problem in _dataset_problems(role, dataset, model, preprocess)
+    ]
+    return problems + _preprocess_problems(data, preprocess)
 
 
 def _dataset_problems(
@@ -273,6 +272,58 @@ def _preprocess_problems(data: Mapping[Role, DatasetInspection], preprocess: Pre
     return problems
 
 
+def _nothing_to_search(model: ModelInspection) -> list[Problem]:
+    if searched_layers(model):
+        return []
+    reasons = {kind: dict.fromkeys(filter(None, reasons_against(kind, model))) for kind in SEARCHED_KINDS}
+    listed = "; ".join(f"{kind}: {', '.join(list(against)[:3])}" for kind, against in reasons.items() if against)
+    return [Problem("/model", f"No step can work on any layer of the model ({listed or 'it has no layers'}).")]
+
+
+def _target_problems(outputs: Sequence[OutputFormat], target: Target) -> list[Problem]:
+    """A goal is about one file, the one that its target runs."""
+    opened = OPENED_FORMATS[target.runtime]
+    if opened in outputs:
+        return []
+    others = [runtime for runtime, form in OPENED_FORMATS.items() if form in outputs]
+    instead = f', or say "target": {{"runtime": "{others[0]}"}}' if others else ""
+    return [
+        Problem(
+            "/outputs",
+            f"The goal is measured on the file that {target.runtime} opens, but {opened!r} is not among the outputs "
+            f"({', '.join(outputs)}).",
+            f'Add "{opened}" to "outputs"{instead}.',
+        )
+    ]
+
+
+def _source_problems(outputs: Sequence[OutputFormat], model: ModelInspection) -> list[Problem]:
+    reason = why_not_in_integers(model)
+    if "c" not in outputs or reason is None:
+        return []
+    return [
+        Problem(
+            f"/outputs/{list(outputs).index('c')}",
+            f"C source is written of networks in integers, and this one can't be made of integers: {reason}",
+            'Ask for "onnx" or "pt2" only.',
+        )
+    ]
+
+
+def _deadline_problems(goal: Goal, limits: Limits) -> list[Problem]:
+    """A job that is ended in the middle of its search delivers nothing."""
+    if goal.deadline_seconds < limits.deadline_seconds:
+        return []
+    return [
+        Problem(
+            "/goal/deadline_seconds",
+            f"The search may take {goal.deadline_seconds} s, but the whole job is ended after {limits.deadline_seconds} s, before "
+            "its result could be written and verified.",
+            'Give the search less time, or the job more: "limits": {"deadline_seconds": …}.',
+        )
+    ]
+
+
 def _step_problems(
     pointer: str, step: Step, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection], model: ModelInspection
 ) -> list[Problem]:
@@ -293,7 +344,11 @@ def _step_problems(
                 *_training_problems(pointer, step, recipe, data),
             ]
         case QuantizeFixedPoint():
-            return [*_layer_problems(pointer, step, model), *_training_problems(pointer, step, recipe, data)]
+            return [
+                *_layer_problems(pointer, step, model),
+                *_unknown_layers(f"{pointer}/layer_bits", step.layer_bits, model),
+                *_training_problems(pointer, step, recipe, data),
+            ]
         case Finetune():
             return _loss_problems(pointer, step, recipe, data)
 
@@ -383,14 +438,20 @@ def _statistics_problems(pointer: str, step: AssignPrecision, model: ModelInspec
     return problems
 
 
-def _winograd_problems(pointer: str, step: PruneWinograd, model: ModelInspection) -> list[Problem]:
-    problems = []
+def _unknown_layers(pointer: str, named: Iterable[str], model: ModelInspection) -> list[Problem]:
+    """Settings of layers that aren't there, at `pointer`, with the names that are closest."""
     names = [layer.name for layer in model.layers]
-    for name in step.rates:
+    problems = []
+    for name in named:
         if name not in names:
             close = get_close_matches(name, names, n=1, cutoff=0.0)
             hint = f"Did you mean {close[0]!r}?" if close else None
-            problems.append(Problem(f"{pointer}/rates", f"The model has no layer called {name!r}.", hint))
+            problems.append(Problem(pointer, f"The model has no layer called {name!r}.", hint))
+    return problems
+
+
+def _winograd_problems(pointer: str, step: PruneWinograd, model: ModelInspection) -> list[Problem]:
+    problems = _unknown_layers(f"{pointer}/rates", step.rates, model)
     open_sizes = [size for tensor in model.inputs for size in tensor.shape[1:] if isinstance(size, str)]
     if open_sizes:
         problems.append(
@@ -405,14 +466,10 @@ def _winograd_problems(pointer: str, step: PruneWinograd, model: ModelInspection
 
 
 def _layer_problems(pointer: str, step: LayerStep, model: ModelInspection) -> list[Problem]:
-    names = [layer.name for layer in model.layers]
     problems = []
-    for index, name in enumerate(_excluded(step)):
-        if name not in names:
-            close = get_close_matches(name, names, n=1, cutoff=0.0)
-            hint = f"Did you mean {close[0]!r}?" if close else None
-            problems.append(Problem(f"{pointer}/exclude/{index}", f"The model has no layer called {name!r}.", hint))
-    reasons = {layer.name: _why_not(layer, step) for layer in model.layers}
+    for index, name in enumerate(excluded_by(step)):
+        problems += _unknown_layers(f"{pointer}/exclude/{index}", [name], model)
+    reasons = {layer.name: why_not(layer, step) for layer in model.layers}
     if all(reason is not None for reason in reasons.values()):
         listed = "; ".join(f"{name}: {reason}" for name, reason in list(reasons.items())[:10])
         problems.append(
@@ -421,25 +478,12 @@ def _layer_problems(pointer: str, step: LayerStep, model: ModelInspection) -> li
     return problems
 
 
-def _excluded(step: LayerStep) -> tuple[str, ...]:
-    return () if isinstance(step, QuantizeFixedPoint) else step.exclude
-
-
-def _why_not(layer: LayerInfo, step: LayerStep) -> str | None:
-    if layer.name in _excluded(step):
-        return "excluded"
-    eligibility = layer.steps.get(step.kind)
-    if eligibility is None or eligibility.eligible:
-        return None
-    return eligibility.reason or "not eligible"
-
-
 def _sample_problems(
     pointer: str, step: PruneWeights | PruneWinograd, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
 ) -> list[Problem]:
     if step.images_per_class is None:
         return []
-    fraction, source = _source_of("selection", recipe, data)
+    fraction, source = source_of("selection", data, learns=learns(recipe))
     if source is None or not source.class_counts:
         return []
     name, count = min(source.class_counts.items(), key=lambda item: item[1])
@@ -462,7 +506,7 @@ def _training_problems(
 ) -> list[Problem]:
     return [
         problem
-        for name, training in _trainings(step)
+        for name, training in trainings(step)
         if training is not None
         for problem in _loss_problems(f"{pointer}/{name}", training, recipe, data)
     ]
@@ -471,7 +515,7 @@ def _training_problems(
 def _loss_problems(
     pointer: str, step: TrainingOptions, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
 ) -> list[Problem]:
-    _, source = _source_of("train", recipe, data)
+    _, source = source_of("train", data, learns=learns(recipe))
     if step.loss != "labels" or source is None or source.labelled:
         return []
     return [
@@ -481,121 +525,6 @@ def _loss_problems(
             'Use "distillation", or "auto", which takes labels where there are any.',
         )
     ]
-
-
-def _source_of(
-    role: Role, recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]
-) -> tuple[float, DatasetInspection | None]:
-    """Which dataset the images of a role come from, and what fraction of it they are."""
-    if len(data) == 1:
-        ((given, dataset),) = data.items()
-        fractions = split_of(given, learns=learns(recipe))
-        if fractions is not None:
-            return fractions.get(role, 0.0), dataset if role in fractions else None
-    return 1.0, data.get(role)
-
-
-def _images_by_role(recipe: Sequence[Step], data: Mapping[Role, DatasetInspection]) -> dict[Role, int]:
-    images: dict[Role, int] = {}
-    for role in ROLES:
-        fraction, source = _source_of(role, recipe, data)
-        if source is not None:
-            images[role] = round(source.images * fraction)
-    return images
-
-
-def _step_cost(step: Step, images: Mapping[Role, int], model: ModelInspection) -> dict[str, Any]:
-    match step:
-        case PruneWeights():
-            eligible = sum(_why_not(layer, step) is None for layer in model.layers)
-            layers = min(eligible, step.stop.layers or eligible)
-            rates = int((step.max_rate - step.first_rate) / step.rate_step) + 1
-            # An extra round is for layers that rose by all steps of the last one.
-            rounds = step.rounds_to_run + (rates // step.steps_per_round if step.rounds_to_run > 1 else 0)
-            # In each round L + (L-1) + … sensitivities.
-            probes = rounds * sum(eligible - done for done in range(layers))
-            # Each subject layer tried at every rate, and in each further round once more at one that was too much before.
-            evaluations = probes + min(eligible, rounds * layers) * rates + (rounds - 1) * layers
-            seen = images.get("selection", 0)
-            return {
-                "kind": step.kind,
-                "layer_evaluations_at_most": evaluations,
-                "images": seen,
-                "macs": evaluations * seen * model.macs,
-            }
-        case PruneWinograd():
-            return _winograd_cost(step, images, model)
-        case AssignPrecision():
-            seen = images.get("selection", 0)
-            learned = images.get("train", 0) * step.learning.epochs if step.statistics is None else 0
-            tried = _networks_tried(step, len(model.layers))
-            return {
-                "kind": step.kind,
-                "layer_evaluations_at_most": tried * len(model.layers),
-                "images": seen + learned,
-                "macs": ((tried + 8) * seen + 3 * learned) * model.macs,
-            }
-        case QuantizeFixedPoint():
-            passes = (
-                8  # two for distributions, and both networks walked through, in integers at a fraction of the speed
-            )
-            seen = min(step.calibration_images, images.get("selection", 0))
-            epochs = sum(training.epochs for _, training in _trainings(step) if training is not None)
-            learned = images.get("train", 0) * epochs
-            return {
-                "kind": step.kind,
-                "layer_evaluations_at_most": 0,
-                "images": seen + learned,
-                "macs": (passes * seen + 3 * learned) * model.macs,
-            }
-        case Finetune():
-            seen = images.get("train", 0) * step.epochs
-            return {
-                "kind": step.kind,
-                "layer_evaluations_at_most": 0,
-                "images": seen,
-                "macs": 3 * seen * model.macs,  # forward, and twice as much backward
-            }
-
-
-def _networks_tried(step: AssignPrecision, layers: int) -> int:
-    """Networks that a search measures at the most, with those that it is compared with."""
-    searched = layers if step.search == "linear" else layers.bit_length() + 2
-    return 1 + searched * len(step.bits[1:]) + (step.controls + 4 if step.controls else 0)
-
-
-def _winograd_cost(step: PruneWinograd, images: Mapping[Role, int], model: ModelInspection) -> dict[str, Any]:
-    eligible = [layer for layer in model.layers if _why_not(layer, step) is None]
-    selection, trained = images.get("selection", 0), 0
-    if step.training is not None:
-        trained = images.get("train", 0) * step.training.epochs * step.rounds
-    probes = 18 * len(eligible) if step.select == "allocate" else 0
-    passes = probes + 4 * step.rounds  # measured, and judged before and after training
-    return {
-        "kind": step.kind,
-        "layer_evaluations_at_most": probes,
-        "images": selection + trained,
-        "macs": (passes * selection + 3 * trained) * model.macs,
-        "layers": [_winograd_savings(layer, step) for layer in eligible],
-    }
-
-
-def _winograd_savings(layer: LayerInfo, step: PruneWinograd) -> dict[str, Any]:
-    """What the step would do to one layer: its tile, and multiplications of one image."""
-    sides = (layer.output_shape[1], layer.output_shape[2])
-    tile = best_tile(sides) if step.tile == "auto" else step.tile
-    positions = (tile + 2) ** 2
-    whole = tiles_of(tile, sides) * positions * layer.weight_shape[0] * layer.weight_shape[1]
-    own_rate = step.rates.get(layer.name)
-    pruned = int(step.max_rate * positions) if own_rate is None else round(own_rate * positions)
-    return {
-        "layer": layer.name,
-        "tile": tile,
-        "positions": positions,
-        "multiplications_direct": layer.macs,
-        "multiplications_winograd": whole,
-        "multiplications_at_least": whole // positions * (positions - pruned),
-    }
 
 
 def _classes(dataset: DatasetInspection) -> int:

@@ -215,8 +215,8 @@ class PruneWinograd(Schema):
     ] = Field(
         default="fit",
         description="What stands for the weights of a position: what is lost once it is gone and the others make up for it "
-        "(fit: measured on selection images, one position after another), what they add to the output (energy: measured on "
-        "selection images; energy_white: for white input), their mean or largest absolute value, their root mean square, "
+        "(fit: measured on images, one position after another), what they add to the output (energy: measured on "
+        "images; energy_white: for white input), their mean or largest absolute value, their root mean square, "
         "how many are small, the accuracy lost without them, or chance.",
     )
     groups: int = Field(
@@ -244,7 +244,8 @@ class PruneWinograd(Schema):
     training: WinogradTraining | None = Field(
         default=None,
         description="How the network is trained after each round. Without it, remaining weights are only fitted to what the "
-        "layer gave before (least squares on selection images), and the report says that nothing was trained.",
+        "layer gave before (least squares, on training images where there are any, else on selection images), and the report "
+        "says that nothing was trained.",
     )
     compensate: bool = Field(
         default=True, description="Fit the weights of the remaining positions before a round is judged or trained."
@@ -279,6 +280,11 @@ class QuantizeFixedPoint(Schema):
     kind: Literal["quantize_fixed_point"]
     activation_bits: int = Field(default=8, ge=2, le=16, description="Bits of every tensor between layers.")
     weight_bits: int = Field(default=8, ge=2, le=16, description="Bits of every weight, its sign included.")
+    layer_bits: dict[LayerName, Annotated[int, Field(ge=2, le=16)]] = Field(
+        default={},
+        max_length=10_000,
+        description="Bits of the weights of single layers, by name; they go before weight_bits and assign_precision.",
+    )
     bias_bits: int = Field(default=32, ge=2, le=32, description="Bits of every bias.")
     activation_lengths: Literal["per_channel", "per_layer"] = Field(
         default="per_channel",
@@ -315,7 +321,11 @@ class QuantizeFixedPoint(Schema):
         default=True, description="Take the mean error that quantization leaves in each output channel off its bias."
     )
     calibration_images: int = Field(
-        default=500, ge=1, le=1_000_000, description="Selection images that distributions are measured on."
+        default=500,
+        ge=1,
+        le=1_000_000,
+        description="Images that distributions are measured on, and weights rounded for: training images where there are any, "
+        "else selection images.",
     )
     statistics: Literal["calibration", "training"] = Field(
         default="calibration",
@@ -552,13 +562,48 @@ class Target(Schema):
     batch_size: int = Field(default=1, ge=1, le=4096)
 
 
+class Constraints(Schema):
+    """What the delivered file must keep to, whatever is minimised."""
+
+    max_bytes: int | None = Field(default=None, ge=1, description="Size of the file that the target runtime opens.")
+    max_latency_ms: float | None = Field(default=None, gt=0, description="Median of one inference on the target.")
+
+
+class Goal(Schema):
+    """What to reach, in place of a recipe: Winnow searches for the steps and their settings."""
+
+    max_accuracy_drop_pp: float = Field(
+        default=1.0, ge=0, le=100, description="Accuracy that you can spare, in percentage points."
+    )
+    minimise: Literal["latency", "bytes", "operations"] = Field(
+        default="bytes",
+        description="latency: of one inference on the target. bytes: of the file that the target runtime opens. operations: "
+        "bit operations of one image, which are multiplications times the bits of both factors.",
+    )
+    constraints: Constraints = Constraints()
+    confidence: float = Field(
+        default=0.8,
+        ge=0.5,
+        lt=1,
+        description="How sure to be that new images keep the limit, too, told from the answers that flipped on the selection "
+        "images. At 0.5, what was measured on these is taken as it is.",
+    )
+    deadline_seconds: int = Field(
+        default=600,
+        ge=10,
+        le=30 * 24 * 3600,
+        description="How long the search may take. Then the best network so far is delivered, verified like any other.",
+    )
+
+
 class JobRequest(Schema):
     """One compression job."""
 
     model: ModelId
     data: DataRoles = DataRoles()
     preprocess: Preprocess | None = None
-    recipe: tuple[Step, ...] = Field(min_length=1, max_length=32)
+    recipe: tuple[Step, ...] = Field(default=(), max_length=32, description="What to do, step by step.")
+    goal: Goal | None = Field(default=None, description="What to reach, in place of a recipe.")
     limits: Limits = Limits()
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     outputs: tuple[OutputFormat, ...] = Field(
@@ -575,3 +620,9 @@ class JobRequest(Schema):
     ] = Field(
         default_factory=dict, max_length=16, description="Your own labels; stored and returned, never interpreted."
     )
+
+    @model_validator(mode="after")
+    def _says_what_to_do(self) -> "JobRequest":
+        if bool(self.recipe) == (self.goal is not None):
+            raise ValueError("give either a recipe with at least one step, or a goal")
+        return self

@@ -182,6 +182,40 @@ class Provenance(Part):
     cpu_seconds: float
 
 
+class Candidate(Part):
+    """One recipe that a search tried, measured on the selection images."""
+
+    number: int
+    recipe: list[dict[str, Any]]
+    predicted_drop_pp: float | None = Field(description="What `drop_bound_pp` was predicted to be, cheaply.")
+    drop_pp: float = Field(description="Loss of accuracy against the uploaded model, on the selection images.")
+    drop_bound_pp: float = Field(
+        description="Loss that isn't exceeded with the goal's confidence; the limit is held against it."
+    )
+    bytes: int = Field(description="Of the file that the target runtime opens.")
+    latency_ms: float | None = Field(description="Median on the target.")
+    operations: int = Field(description="Bit operations of one image.")
+    seconds: float
+    meets_goal: bool
+
+
+class SearchReport(Part):
+    """What a search for a goal has tried, and what it chose from."""
+
+    goal: dict[str, Any]
+    ended: Literal["exhausted", "deadline", "finished"] = Field(
+        description="Whether everything was tried, time was up, or somebody asked for the best so far."
+    )
+    seconds: float
+    original: Candidate = Field(description="The uploaded model itself, as Winnow writes it.")
+    candidates: tuple[Candidate, ...]
+    front: tuple[int, ...] = Field(
+        description="Numbers of candidates that no other beats in accuracy and what is minimised."
+    )
+    delivered: int = Field(description="Number of the one that was delivered; 0 is the uploaded model.")
+    abandoned: tuple[str, ...] = Field(default=(), description="What could not be tried, and why.")
+
+
 class Verdict(Part):
     """The job in one sentence, and whether the limits were kept."""
 
@@ -204,6 +238,7 @@ class Report(Part):
     steps: tuple[StepReport, ...]
     layers: tuple[LayerReport, ...]
     integers: IntegerNetworkReport | None = Field(default=None, description="Of networks that end in integers.")
+    search: SearchReport | None = Field(default=None, description="Of jobs with a goal.")
     data: tuple[DataReport, ...]
     provenance: Provenance
     warnings: tuple[str, ...] = ()

@@ -160,6 +160,7 @@ class JobRow(Base):
     available_at: Mapped[datetime] = mapped_column(UtcDateTime)
     started_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     cancel_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    finish_requested_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # the search is to deliver what it has
     finished_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     hinted_at: Mapped[datetime | None] = mapped_column(UtcDateTime)  # when its message was last put into the outbox
 

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Scope
 
 from jobs.repository.lifecycle import IllegalTransition
+from jobs.states import JobState
 from jobs.storage import BlobMissing
 from service import refusals
 from service.refusals import MOST_FAULTS, Fault, InvalidRequest, RequestRefused
@@ -45,6 +46,8 @@ PROBLEM_TYPES: Mapping[type[RequestRefused], ProblemType] = {
     refusals.ResourceInUse: ProblemType(409, "in-use", "In use"),
     refusals.UploadNotReady: ProblemType(409, "not-ready", "Not inspected yet"),
     refusals.JobNotCancellable: ProblemType(409, "not-cancellable", "Job has ended"),
+    refusals.NotASearch: ProblemType(409, "not-a-search", "Not a search"),
+    refusals.JobNotFinishable: ProblemType(409, "not-finishable", "Job can't be finished early"),
     refusals.JobNotRetryable: ProblemType(409, "not-retryable", "Job has not ended"),
     refusals.ReportNotReady: ProblemType(409, "no-report-yet", "No report yet"),
     refusals.KeyInFlight: ProblemType(409, "request-in-flight", "First request still in flight"),
@@ -56,7 +59,7 @@ PROBLEM_TYPES: Mapping[type[RequestRefused], ProblemType] = {
     refusals.EmptyUpload: ProblemType(422, "empty-upload", "Empty upload"),
     refusals.DigestMismatch: ProblemType(422, "digest-mismatch", "Digest mismatch"),
     refusals.UploadRejected: ProblemType(422, "upload-rejected", "Upload was rejected"),
-    refusals.RecipeImpossible: ProblemType(422, "recipe-refused", "Recipe can't run"),
+    refusals.RecipeImpossible: ProblemType(422, "recipe-refused", "Job can't run"),
     refusals.KeyReused: ProblemType(422, "key-reused", "Idempotency-Key reused"),
     refusals.InternalError: ProblemType(500, "internal", "Internal error"),
     refusals.FileLost: ProblemType(500, "file-lost", "Stored file lost"),
@@ -189,7 +192,14 @@ def _answer_framework_error(request: Request, error: Exception) -> Response:
 
 def _answer_illegal_transition(request: Request, error: Exception) -> Response:
     assert isinstance(error, IllegalTransition)
-    refusal = refusals.JobNotCancellable(f"The job has already ended: it is {error.state}.", state=error.state)
+    if error.wanted == JobState.CANCELLED:
+        refusal: RequestRefused = refusals.JobNotCancellable(
+            f"The job has already ended: it is {error.state}.", state=error.state
+        )
+    else:
+        refusal = refusals.JobNotFinishable(
+            f"The job can't be finished early any more: it is {error.state}.", state=error.state
+        )
     return problem_response(refusal, request.scope)
 
 

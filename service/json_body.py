@@ -26,31 +26,33 @@ _LONGEST_MESSAGE = 500
 _LARGE_BYTES = 64 * 1024  # what takes long to parse must not hold up the event loop
 
 
-async def read_json(request: Request, schema: type[Body]) -> Body:
-    """The request's body as a value of `schema`."""
+async def read_json(request: Request, schema: type[Body], *, alternatives: Sequence[str] = ()) -> Body:
+    """The request's body as a value of `schema`, which wants one of the fields `alternatives`: where a body has none or several
+    of them, the refusal points at the first that it has.
+    """
     check_encoding(request)
     content_type = request.headers.get("content-type")
     if media_type(content_type) != "application/json":
         raise WrongMediaType(content_type, ["application/json"])
     text = await _read_all(request, MAX_JSON_BYTES)
     if len(text) < _LARGE_BYTES:
-        return parse_json(text, schema)
-    return await anyio.to_thread.run_sync(parse_json, text, schema)
+        return parse_json(text, schema, alternatives)
+    return await anyio.to_thread.run_sync(parse_json, text, schema, alternatives)
 
 
-def parse_json(text: bytes, schema: type[Body]) -> Body:
+def parse_json(text: bytes, schema: type[Body], alternatives: Sequence[str] = ()) -> Body:
     """Strictly: "1" is no number, and a field that the schema does not have is an error."""
     try:
         body = _validate(text, schema)
     except _Invalid as invalid:
         if all(detail["type"] != "int_type" for detail in invalid.details):
-            raise _refusal(_faults(invalid.details, text)) from invalid
+            raise _refusal(_faults(invalid.details, text, alternatives)) from invalid
         # To JSON, 23.0 is as good an integer as 23.
         text = to_json(_with_whole_numbers(from_json(text)))
         try:
             body = _validate(text, schema)
         except _Invalid as still_invalid:
-            raise _refusal(_faults(still_invalid.details, text)) from still_invalid
+            raise _refusal(_faults(still_invalid.details, text, alternatives)) from still_invalid
     faults = [
         Fault(pointer=pointer, message="NUL characters can't be stored.", hint="Leave them away.")
         for pointer in _pointers_to_nul("", body.model_dump(mode="json"))
@@ -122,12 +124,18 @@ def _refusal(faults: Sequence[Fault]) -> InvalidRequest:
     return InvalidRequest(message, faults=faults)
 
 
-def _faults(details: list[ErrorDetails], text: bytes) -> list[Fault]:
+def _faults(details: list[ErrorDetails], text: bytes, alternatives: Sequence[str]) -> list[Fault]:
     document = from_json(text)
+    # Only a body that is an object and right in every field is judged as a whole.
+    whole = [name for name in alternatives if isinstance(document, dict) and name in document][:1]
     return [
-        Fault(pointer=_pointer(detail["loc"], document), message=detail["msg"][:_LONGEST_MESSAGE])
+        Fault(pointer=_pointer(detail["loc"] or whole, document), message=_message(detail))
         for detail in _causes(details[:MOST_FAULTS])
     ]
+
+
+def _message(detail: ErrorDetails) -> str:
+    return detail["msg"].removeprefix("Value error, ")[:_LONGEST_MESSAGE]
 
 
 def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:

@@ -13,7 +13,7 @@ Upload a trained CNN, say how much accuracy you can spare, download a file that 
 on that very file.
 
 1. `POST /v1/models` and `POST /v1/datasets` take files; a worker inspects them.
-2. `POST /v1/jobs` takes a recipe; `GET /v1/jobs/{job_id}` and its events say how far it is.
+2. `POST /v1/jobs` takes a recipe, or a goal for which one is searched; `GET /v1/jobs/{job_id}` and its events say how far it is.
 3. `GET /v1/jobs/{job_id}/report` has the measured numbers, `GET /v1/jobs/{job_id}/artifacts` the files.
 
 Every error is a problem document (RFC 9457) that says what to do. Every answer has an `X-Request-ID`.
@@ -22,7 +22,7 @@ Every error is a problem document (RFC 9457) that says what to do. Every answer 
 TAGS = [
     {"name": "models", "description": "The CNNs that you bring."},
     {"name": "datasets", "description": "The images that they are judged by."},
-    {"name": "jobs", "description": "Compressions: asked for, watched, cancelled, retried."},
+    {"name": "jobs", "description": "Compressions: asked for, watched, cancelled, finished early, retried."},
     {"name": "artifacts", "description": "The files that jobs deliver."},
     {"name": "steps", "description": "What a recipe can consist of."},
     {"name": "health", "description": "For whoever runs the service."},

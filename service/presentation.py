@@ -38,6 +38,7 @@ def shown_job(row: JobRow, *, jobs_ahead: int | None, moment: datetime) -> Job:
         created_at=row.created_at,
         started_at=row.started_at,
         cancel_requested_at=row.cancel_requested_at,
+        finish_requested_at=row.finish_requested_at,
         finished_at=row.finished_at,
         verdict=row.verdict,
         error=JobError.model_validate(row.error) if row.error else None,

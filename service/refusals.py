@@ -142,7 +142,7 @@ class UploadRejected(RequestRefused):
 
 
 class RecipeImpossible(RequestRefused):
-    """This recipe can't run on this model and data."""
+    """This recipe can't run, or this goal can't be searched for, on this model and data."""
 
     hint = "Correct what `errors` lists, or ask with `validate_only=true` until nothing is listed."
 
@@ -151,6 +151,18 @@ class JobNotCancellable(RequestRefused):
     """The job has already ended."""
 
     hint = "Nothing is left to cancel; its results stay as they are."
+
+
+class NotASearch(RequestRefused):
+    """The job follows a recipe, and only a search, which is a job with a goal, can be finished early."""
+
+    hint = "Wait for the job's end, or stop it with `POST …/cancel`, which keeps nothing of it."
+
+
+class JobNotFinishable(RequestRefused):
+    """The job has ended, or is being cancelled."""
+
+    hint = "Nothing is left to finish. If it was cancelled or has failed, retry it."
 
 
 class JobNotRetryable(RequestRefused):

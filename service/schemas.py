@@ -126,6 +126,7 @@ class Job(Shown):
                     "created_at": "2026-11-23T12:00:00Z",
                     "started_at": "2026-11-23T12:00:01Z",
                     "cancel_requested_at": None,
+                    "finish_requested_at": None,
                     "finished_at": None,
                     "verdict": None,
                     "error": None,
@@ -143,13 +144,16 @@ class Job(Shown):
     phase: str | None = Field(description="What is being done right now.")
     progress: float = Field(description="Of the whole job, from 0 to 1.")
     step: int | None = Field(description="Index of the recipe's step that is running, from 0.")
-    steps: int = Field(description="How many steps the recipe has.")
+    steps: int = Field(description="How many steps the recipe has; 0 for a job with a goal.")
     message: str | None
     eta_seconds: int | None = Field(description="Rough, from the time that it took to get this far.")
     jobs_ahead: int | None = Field(description="How many jobs were waiting before this one, while it is `queued`.")
     created_at: datetime
     started_at: datetime | None
     cancel_requested_at: datetime | None
+    finish_requested_at: datetime | None = Field(
+        description="When the search was asked to end with the best that it had found."
+    )
     finished_at: datetime | None
     verdict: str | None = Field(description="The report in one sentence.")
     error: JobError | None = Field(description="Why the job failed.")
@@ -188,9 +192,13 @@ class Validation(Shown):
 
     valid: bool
     errors: list[JobFault]
-    touched_layers: dict[str, list[str]] = Field(description="The layers that each step kind of the recipe may change.")
+    touched_layers: dict[str, list[str]] = Field(
+        description="The layers that each step kind may change: kinds of the recipe, or those that the search for a goal tries."
+    )
     # what is estimated differs from step kind to step kind
-    estimate: dict[str, Any] | None = Field(description="An upper bound of the cost; null if the job can't run.")
+    estimate: dict[str, Any] | None = Field(
+        description="An upper bound of the cost, and whether a goal looks reachable; null if the job can't run."
+    )
 
 
 class JobEvent(Shown):

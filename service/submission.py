@@ -6,9 +6,11 @@ from typing import Any, TypeVar
 
 from sqlalchemy.orm import Session
 
-from jobs import preflight
+from jobs.data_roles import ROLES, Role
+from jobs.eligibility import searched_layers
+from jobs.estimates import estimate, estimate_goal
 from jobs.inspection import DatasetInspection, ModelInspection
-from jobs.preflight import ROLES, Role
+from jobs.preflight import check_request
 from jobs.recipe import JobRequest, Step
 from jobs.repository.lifecycle import submit_job
 from jobs.repository.uploads import find_upload
@@ -38,7 +40,7 @@ def judge(session: Session, request: JobRequest) -> Judgement:
     }
     inspected = ModelInspection.model_validate(model.inspection)
     data = {role: DatasetInspection.model_validate(row.inspection) for role, row in rows.items()}
-    problems = preflight.check_recipe(request.recipe, data, inspected, request.preprocess, request.outputs)
+    problems = check_request(request, data, inspected)
     faults = [Fault(pointer=found.pointer, message=found.message, hint=found.hint) for found in problems]
     return Judgement(faults=(*_mixed_roles(rows), *faults), model=inspected, data=data)
 
@@ -63,7 +65,9 @@ def accept(session: Session, request: JobRequest, settings: Settings, *, parent_
 
 
 def touched_layers(request: JobRequest, model: ModelInspection) -> dict[str, list[str]]:
-    """By step kind, the layers that the recipe may change."""
+    """By step kind, the layers that the recipe, or the search for a goal, may change."""
+    if request.goal is not None:
+        return searched_layers(model)
     touched: dict[str, dict[str, None]] = {}
     for step in request.recipe:
         touched.setdefault(step.kind, {}).update(dict.fromkeys(_layers_of(step, model)))
@@ -71,8 +75,10 @@ def touched_layers(request: JobRequest, model: ModelInspection) -> dict[str, lis
 
 
 def estimated_cost(request: JobRequest, judgement: Judgement) -> dict[str, Any]:
-    """Roughly what the job would need."""
-    return preflight.estimate(request.recipe, judgement.data, judgement.model)
+    """Roughly what the job would need, and whether its goal looks reachable."""
+    if request.goal is not None:
+        return estimate_goal(request.goal, judgement.data, judgement.model)
+    return estimate(request.recipe, judgement.data, judgement.model)
 
 
 def _roles(request: JobRequest) -> dict[Role, str]:

@@ -11,10 +11,10 @@ from typing import Literal
 import numpy as np
 from torch import Tensor
 
+from jobs.data_roles import Role
 from jobs.errors import RecipeRefused
 from jobs.folder import Compress
 from jobs.inspection import ModelInspection
-from jobs.preflight import Role
 from jobs.report import Accuracy
 from workers.compression.examples import Examples
 from workers.compression.finetune import TrainingImages
@@ -23,7 +23,7 @@ from workers.datasets.health import input_warnings, prediction_warnings
 from workers.datasets.preprocess import InputTransform, input_batches
 from workers.datasets.roles import Part
 from workers.datasets.splits import sample_per_class
-from workers.measurement.accuracy import accuracy
+from workers.measurement.accuracy import Right, accuracy
 from workers.measurement.outputs import batch_size_of, network_outputs
 from workers.measurement.verify import Scores, classes
 from workers.models.graph import ModelGraph
@@ -76,11 +76,15 @@ class Bench:
 
     def selection_accuracy(self, graph: ModelGraph) -> Accuracy | None:
         """On the images for decisions; None if there are none."""
-        part = self.parts.get("selection")
-        if part is None:
+        if "selection" not in self.parts:
             return None
+        return accuracy(self.selection_right(graph), measure=self.measure, role="selection")
+
+    def selection_right(self, graph: ModelGraph) -> Right:
+        """Which of the images for decisions are answered right."""
+        part = self.parts["selection"]
         answers = self._uploaded_on_selection if graph is self.uploaded else classes(self.outputs(graph, part))
-        return accuracy(answers == self.targets(part), measure=self.measure, role="selection")
+        return np.asarray(answers == self.targets(part))
 
     def selection_percent(self, graph: ModelGraph) -> float:
         """The same in percent, where there are images for decisions."""
@@ -124,8 +128,11 @@ class Bench:
         )
 
     def calibration_batches(self, graph: ModelGraph, images: int = CALIBRATION_IMAGES) -> Iterator[Tensor]:
-        """Input of the first selection images drawn with the job's seed, to measure what reaches the layers."""
-        part = self.parts["selection"]
+        """Input of images drawn with the job's seed, to measure what reaches the layers.
+
+        Training images where there are any: what was fitted to images can't be judged by the same ones.
+        """
+        part = self.parts.get("train") or self.parts["selection"]
         count = min(len(part), images)
         chosen = np.sort(np.random.default_rng(self.job.seed).permutation(len(part))[:count])
         size = graph.batch_size or min(CALIBRATION_BATCH, count)

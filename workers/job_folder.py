@@ -14,6 +14,7 @@ from typing import Any
 
 from jobs.errors import JobError
 from jobs.folder import (
+    FINISH,
     MAX_RESULT_BYTES,
     Compress,
     InputFile,
@@ -98,6 +99,19 @@ def lay_out(
             raise
         raise CannotLayOut(DISK_FULL) from full
     return folder
+
+
+def ask_to_finish(folder: Path) -> bool:
+    """Leave word for the runner that its search is to end with what it has; asking again is harmless.
+
+    False if that was not possible now. The runner may have put anything in that place, which is never followed or opened."""
+    try:
+        os.close(os.open(folder / FINISH, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        return True
+    except OSError:  # the disk is full, or a runner without a sandbox has removed its folder
+        return False
+    return True
 
 
 def read_outcome(folder: Path, kind: str) -> Outcome:
@@ -201,6 +215,7 @@ def _assignment(work: Work, inputs: _Inputs, sandbox: dict[str, Any]) -> Inspect
             "data": data,
             "preprocess": wanted.preprocess,
             "recipe": wanted.recipe,
+            "goal": wanted.goal,
             "limits": wanted.limits,
             "seed": wanted.seed,
             "outputs": wanted.outputs,

@@ -1,4 +1,4 @@
-"""Keeps a claimed job ours: a thread that renews the lease and learns whether the job is to be cancelled."""
+"""Keeps a claimed job ours: a thread that renews the lease and learns what clients ask of the job meanwhile."""
 
 import threading
 import time
@@ -10,12 +10,12 @@ from sqlalchemy.exc import InterfaceError, OperationalError
 
 from jobs.database import Database
 from jobs.repository.lifecycle import LeaseLost, renew_lease
-from jobs.repository.worker_queries import is_cancel_requested
+from jobs.repository.worker_queries import wishes_for
 
 log = structlog.get_logger()
 
 DATABASE_AWAY = (OperationalError, InterfaceError)  # locked, disk full, connection lost: may pass
-CANCEL_CHECK_SECONDS = 0.5
+WISHES_CHECK_SECONDS = 0.5
 
 
 class Lease:
@@ -30,6 +30,7 @@ class Lease:
         self._heartbeat_seconds = heartbeat_seconds
         self._renewed_at = time.monotonic()
         self._cancel_requested = threading.Event()
+        self._finish_requested = threading.Event()
         self._lost = threading.Event()
         self._over = threading.Event()
 
@@ -43,6 +44,11 @@ class Lease:
     @property
     def cancel_requested(self) -> bool:
         return self._cancel_requested.is_set()
+
+    @property
+    def finish_requested(self) -> bool:
+        """The job's search is to end with the best that it has found."""
+        return self._finish_requested.is_set()
 
     def mark_lost(self) -> None:
         """A write with our token matched no row."""
@@ -60,7 +66,7 @@ class Lease:
 
     def _beat(self) -> None:
         with structlog.contextvars.bound_contextvars(job_id=self.job_id):
-            pause = min(self._heartbeat_seconds, CANCEL_CHECK_SECONDS)
+            pause = min(self._heartbeat_seconds, WISHES_CHECK_SECONDS)
             while not self._over.wait(pause):
                 try:
                     self._ask()
@@ -74,11 +80,12 @@ class Lease:
         asked_at = time.monotonic()  # the lease runs from when it was asked for, not from when the answer came
         if asked_at - self._renewed_at >= self._heartbeat_seconds:
             with self._database.writing() as session:
-                beat = renew_lease(session, self.job_id, self.token, lease_seconds=self._lease_seconds)
+                wishes = renew_lease(session, self.job_id, self.token, lease_seconds=self._lease_seconds)
             self._renewed_at = asked_at
-            cancel = beat.cancel_requested
         else:
             with self._database.reading() as session:
-                cancel = is_cancel_requested(session, self.job_id)
-        if cancel:
+                wishes = wishes_for(session, self.job_id)
+        if wishes.cancel:
             self._cancel_requested.set()
+        if wishes.finish:
+            self._finish_requested.set()

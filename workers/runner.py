@@ -1,7 +1,7 @@
 """Runs one assignment in a job folder, without any server: `python -m workers.runner FOLDER`.
 
 Reads FOLDER/request.json, tells its progress as one JSON object a line on standard output, logs on standard error, and writes
-FOLDER/result.json last and atomically.
+FOLDER/result.json last and atomically. A search ends early, with the best that it has found, once there is a file FOLDER/finish.
 
 Exit status: 0 whenever result.json was written, also if it holds an error; 143 when stopped by SIGTERM; anything else is a crash.
 

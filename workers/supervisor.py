@@ -3,6 +3,8 @@
     claim ─► lay out the folder ─► start the runner ─► watch ─► check and store the outputs ─► commit ─► remove the folder
              └── at any time: lease lost, cancel, worker stopping, deadline; while watching also: stalled, too much memory
 
+A wish to finish a search is no ending: it is passed on to the runner, which then ends by itself.
+
 Three threads: this one waits and decides, `Lease` renews the lease, `ProgressReporter` forwards progress. Only this one
 ends a job, in one transaction that names the lease's token, so a job ends once whatever dies on the way.
 """
@@ -59,6 +61,7 @@ from workers.job_folder import (
     ResultRefused,
     Upload,
     Work,
+    ask_to_finish,
     jobs_with_folders,
     lay_out,
     read_outcome,
@@ -217,7 +220,7 @@ class Supervisor:
         try:
             log.info("runner.started", pid=runner.pid)
             progress = ProgressReporter(runner.progress, self._database, lease)
-            ending = self._watch(runner, progress, claim, lease)
+            ending = self._watch(runner, folder, progress, claim, lease)
             if isinstance(ending, Cancelled | GivenBack):
                 runner.ask_to_end(grace_seconds=self._settings.cancel_grace_seconds)
             runner.kill()  # also what a runner that ended by itself left running
@@ -230,12 +233,17 @@ class Supervisor:
             runner.kill()
             runner.close()
 
-    def _watch(self, runner: RunnerProcess, progress: ProgressReporter, claim: Claim, lease: Lease) -> Ending | None:
+    def _watch(
+        self, runner: RunnerProcess, folder: Path, progress: ProgressReporter, claim: Claim, lease: Lease
+    ) -> Ending | None:
         """Wait for a reason to end the runner; None if it ends by itself."""
         check_memory_at = 0.0
+        is_told_to_finish = False
         while runner.wait(LOOK_SECONDS) is None:
             if interruption := self._interruption(claim, lease):
                 return interruption
+            if lease.finish_requested and not is_told_to_finish:
+                is_told_to_finish = ask_to_finish(folder)
             if progress.silent_seconds > self._settings.stall_seconds:
                 return Failed(stalled(self._settings.stall_seconds))
             if time.monotonic() >= check_memory_at:

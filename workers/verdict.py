@@ -1,6 +1,6 @@
 """The job in one sentence, whether its limits were kept, and what must be said plainly."""
 
-from jobs.recipe import Limits
+from jobs.recipe import Goal, Limits
 from jobs.report import Accuracy, AccuracyChange, DeliveredFile, FileSize, Totals, Verdict
 
 # Speeds closer to each other than this are called equal: alternating runs on a shared machine don't tell them apart.
@@ -17,9 +17,11 @@ def judge(
     delivered: DeliveredFile,
     limits: Limits,
     why_not_faster: str | None,
+    goal: Goal | None = None,
+    remark: str | None = None,
 ) -> Verdict:
     """The verdict on the file that the target runtime would run."""
-    missed = _missed_limits(change, limits)
+    missed = [*_missed_limits(change, limits, goal), *_missed_constraints(delivered, goal)]
     parts = [
         _accuracy_part(before, after, change),
         _size_part(original, original_format, delivered),
@@ -27,6 +29,8 @@ def judge(
     ]
     sentence = "; ".join(part for part in parts if part)
     sentence = sentence[0].upper() + sentence[1:] + "."
+    if remark:
+        sentence += f" {remark}"
     if missed:
         sentence += " Missed: " + "; ".join(missed) + "."
     return Verdict(sentence=sentence, limits_kept=not missed, missed=tuple(missed))
@@ -88,8 +92,27 @@ def _speed_part(delivered: DeliveredFile, why_not_faster: str | None) -> str:
     return speed
 
 
-def _missed_limits(change: AccuracyChange | None, limits: Limits) -> list[str]:
-    allowed = limits.max_accuracy_drop_pp
+def _missed_constraints(delivered: DeliveredFile, goal: Goal | None) -> list[str]:
+    if goal is None:
+        return []
+    missed, wanted = [], goal.constraints
+    size = delivered.size.bytes
+    if wanted.max_bytes is not None and size > wanted.max_bytes:
+        missed.append(
+            f"the file has {size:,} bytes, which is {size - wanted.max_bytes:,} more than {wanted.max_bytes:,}"
+        )
+    latency = delivered.latency
+    if wanted.max_latency_ms is not None and latency is not None and latency.median_ms > wanted.max_latency_ms:
+        missed.append(
+            f"one inference takes {latency.median_ms:.3f} ms, which is {latency.median_ms - wanted.max_latency_ms:.3f} ms more "
+            f"than {wanted.max_latency_ms:g} ms"
+        )
+    return missed
+
+
+def _missed_limits(change: AccuracyChange | None, limits: Limits, goal: Goal | None) -> list[str]:
+    given = [limits.max_accuracy_drop_pp, goal.max_accuracy_drop_pp if goal else None]
+    allowed = min((each for each in given if each is not None), default=None)
     if change is None or allowed is None or -change.change_pp <= allowed:
         return []
     return [

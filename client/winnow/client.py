@@ -142,6 +142,12 @@ class Client:
             _document(self._connection.call("POST", f"/v1/jobs/{job_id}/cancel", headers=_new_key()))
         )
 
+    def finish(self, job_id: str) -> Job:
+        """Ask a job with a goal to end soon with the best that it has found so far. Asking again is harmless."""
+        return Job.from_document(
+            _document(self._connection.call("POST", f"/v1/jobs/{job_id}/finish", headers=_new_key()))
+        )
+
     def retry(self, job_id: str, *, idempotency_key: str | None = None) -> Job:
         """A new job with the same request."""
         return self._create_job(f"/v1/jobs/{job_id}/retry", None, idempotency_key)

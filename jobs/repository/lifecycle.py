@@ -22,6 +22,8 @@ from jobs.states import JobState, sources
 from jobs.tables import ArtifactRow, JobEventRow, JobInputRow, JobRow, UtcDateTime
 
 LIVE = (JobState.RUNNING, JobState.CANCELLING)
+FINISHABLE = (JobState.QUEUED, JobState.RUNNING)
+FINISH_REQUESTED = "finish_requested"  # an event that is no state: the job goes on, to a sooner end
 LONGEST_RETRY_DELAY_SECONDS = 3600.0
 
 
@@ -49,8 +51,11 @@ class NewArtifact:
 
 
 @dataclass(frozen=True)
-class Heartbeat:
-    cancel_requested: bool
+class Wishes:
+    """What clients have asked of a job since it was submitted."""
+
+    cancel: bool
+    finish: bool
 
 
 def submit_job(
@@ -112,18 +117,18 @@ def claim_job(session: Session, job_id: str, *, worker: str, lease_seconds: floa
     )
 
 
-def renew_lease(session: Session, job_id: str, token: str, *, lease_seconds: float) -> Heartbeat:
-    """Say that the worker is alive, and learn whether the job is to be cancelled. Raises `LeaseLost`."""
+def renew_lease(session: Session, job_id: str, token: str, *, lease_seconds: float) -> Wishes:
+    """Say that the worker is alive, and learn what is asked of the job. Raises `LeaseLost`."""
     statement = (
         update(JobRow)
         .where(JobRow.id == job_id, JobRow.lease_token == token, JobRow.state.in_(LIVE))
         .values(lease_expires_at=now(session) + timedelta(seconds=lease_seconds))
-        .returning(JobRow.cancel_requested_at)
+        .returning(JobRow.cancel_requested_at, JobRow.finish_requested_at)
     )
     row = session.execute(statement).one_or_none()
     if row is None:
         raise LeaseLost(job_id)
-    return Heartbeat(cancel_requested=row[0] is not None)
+    return Wishes(cancel=row[0] is not None, finish=row[1] is not None)
 
 
 def record_progress(
@@ -233,6 +238,31 @@ def request_cancel(session: Session, job_id: str) -> JobRow | None:
     stamps = {"cancel_requested_at": moment, "finished_at": moment}
     job = _moved(session, job_id, JobState.CANCELLED, values=stamps)
     record_rejection(session, job, _CANCELLED_INSPECTION)
+    return job
+
+
+def request_finish(session: Session, job_id: str) -> JobRow | None:
+    """Ask a job that searches, or will, to end with the best that it has found by then. None if there is no such job.
+
+    Asking again is harmless, also once it has succeeded. Raises `IllegalTransition` if the job can't succeed any more."""
+    job = _lock(session, JobRow.id == job_id)
+    if job is None:
+        return None
+    if job.finish_requested_at is not None and job.state in (*FINISHABLE, JobState.SUCCEEDED):
+        return job
+    if job.state not in FINISHABLE:
+        raise IllegalTransition(job_id, job.state, JobState.SUCCEEDED)
+    moment = now(session)
+    statement = (
+        update(JobRow)
+        .where(JobRow.id == job_id, JobRow.state.in_(FINISHABLE), JobRow.finish_requested_at.is_(None))
+        .values(finish_requested_at=moment, version=JobRow.version + 1, last_event=JobRow.last_event + 1)
+        .returning(JobRow)
+        .execution_options(populate_existing=True, synchronize_session=False)
+    )
+    job = session.execute(statement).scalar_one()
+    session.add(JobEventRow(job_id=job_id, seq=job.last_event, type=FINISH_REQUESTED, at=moment, data={}))
+    session.flush()
     return job
 
 

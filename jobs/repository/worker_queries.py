@@ -6,13 +6,16 @@ from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
 from jobs.database import now
+from jobs.repository.lifecycle import Wishes
 from jobs.states import FINAL, JobState
 from jobs.tables import JobRow, OutboxRow
 
 
-def is_cancel_requested(session: Session, job_id: str) -> bool:
-    moment = session.execute(select(JobRow.cancel_requested_at).where(JobRow.id == job_id)).scalar_one_or_none()
-    return moment is not None
+def wishes_for(session: Session, job_id: str) -> Wishes:
+    """What is asked of this job; nothing if there is none."""
+    statement = select(JobRow.cancel_requested_at, JobRow.finish_requested_at).where(JobRow.id == job_id)
+    cancel, finish = session.execute(statement).one_or_none() or (None, None)
+    return Wishes(cancel=cancel is not None, finish=finish is not None)
 
 
 def is_over(session: Session, job_id: str) -> bool:

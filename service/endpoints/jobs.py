@@ -1,4 +1,4 @@
-"""Jobs: asked for, watched, cancelled, retried, and what they delivered."""
+"""Jobs: asked for, watched, cancelled, finished early, retried, and what they delivered."""
 
 from typing import Annotated
 
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from jobs.database import now
 from jobs.recipe import JobRequest
 from jobs.report import Report
-from jobs.repository.lifecycle import request_cancel
+from jobs.repository.lifecycle import request_cancel, request_finish
 from jobs.repository.queries import artifacts_of, find_job, jobs_ahead, jobs_page
 from jobs.states import FINAL, JobState
 from jobs.tables import JobRow
@@ -73,14 +73,29 @@ _REQUEST_BODY = {
                         "recipe": [{"kind": "prune_weights", "max_drop_pp": 1.0}],
                         "limits": {"max_accuracy_drop_pp": 1.0},
                     },
-                }
+                },
+                "goal": {
+                    "summary": "Search for the fastest network of at most 100 kB that loses at most one percentage point",
+                    "value": {
+                        "model": MODEL_ID,
+                        "data": {"selection": DATASET_ID},
+                        "goal": {
+                            "max_accuracy_drop_pp": 1.0,
+                            "minimise": "latency",
+                            "constraints": {"max_bytes": 100_000},
+                            "deadline_seconds": 600,
+                        },
+                        "outputs": ["onnx"],
+                        "target": {"runtime": "onnxruntime", "threads": 1, "batch_size": 1},
+                    },
+                },
             },
         }
     },
 }
 _LINKS = {
     name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
-    for name in ("show_job", "cancel_job", "retry_job", "list_events", "show_report", "list_artifacts")
+    for name in ("show_job", "cancel_job", "finish_job", "retry_job", "list_events", "show_report", "list_artifacts")
 }
 _ACCEPTED = {
     "description": "The job waits for a worker.",
@@ -96,7 +111,8 @@ _SUBMISSION = (refusals.ResourceNotFound, refusals.UploadNotReady, refusals.KeyI
     status_code=202,
     operation_id="submit_job",
     summary="Submit a job",
-    description="With `validate_only=true` nothing is submitted: the answer says whether the job could run.",
+    description="Give a `recipe` to say what is done, step by step, or a `goal` to have the steps searched for. With "
+    "`validate_only=true` nothing is submitted: the answer says whether the job could run, and whether its goal looks reachable.",
     response_model=Job,
     responses={
         200: {"model": Validation, "description": "With `validate_only=true`: whether the job could run."},
@@ -113,7 +129,7 @@ async def submit_job(
     validate_only: Annotated[bool, Query(description="Only say whether the job could run.")] = False,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    wanted = await read_json(request, JobRequest)
+    wanted = await read_json(request, JobRequest, alternatives=("recipe", "goal"))
     if validate_only:
         validation = await anyio.to_thread.run_sync(_validate, parts, wanted)
         return Response(validation.model_dump_json(), media_type="application/json")
@@ -201,10 +217,32 @@ def cancel_job(job_id: JobId, response: Response, parts: TheParts) -> Job:
         job = request_cancel(session, job_id)
         assert job is not None
         shown = _shown(session, job)
-    if shown.state not in FINAL:
-        response.status_code = 202
-        response.headers["Retry-After"] = str(POLL_SECONDS)
-    return shown
+    return _accepted_unless_final(shown, response)
+
+
+@router.post(
+    "/{job_id}/finish",
+    operation_id="finish_job",
+    summary="Finish a search early",
+    description="The best that a job with a goal has found so far is delivered, verified like any other result; what it is "
+    "trying right now is given up (202). A waiting job does so as soon as it runs. Asking again is harmless, also once the "
+    "job has succeeded (200).",
+    response_model=Job,
+    responses={
+        200: {"description": "The job has succeeded since it was first asked."},
+        202: {"model": Job, "description": "The job is asked to finish.", "headers": RETRY_AFTER},
+        **problems(refusals.ResourceNotFound, refusals.NotASearch, refusals.JobNotFinishable),
+    },
+)
+def finish_job(job_id: JobId, response: Response, parts: TheParts) -> Job:
+    check_id(job_id, "job", "job")
+    with parts.database.writing() as session:
+        if _find(session, job_id).request.get("goal") is None:
+            raise refusals.NotASearch
+        job = request_finish(session, job_id)
+        assert job is not None
+        shown = _shown(session, job)
+    return _accepted_unless_final(shown, response)
 
 
 @router.post(
@@ -314,6 +352,13 @@ def polling_headers(version: int, *, is_final: bool) -> dict[str, str]:
     """What every answer about a job says, also when it is only that nothing has changed."""
     headers = {"ETag": etag(version), "Cache-Control": "no-cache"}
     return headers if is_final else {**headers, "Retry-After": str(POLL_SECONDS)}
+
+
+def _accepted_unless_final(shown: Job, response: Response) -> Job:
+    if shown.state not in FINAL:
+        response.status_code = 202
+        response.headers["Retry-After"] = str(POLL_SECONDS)
+    return shown
 
 
 def _submit(parts: Parts, creating: CreatingRequest, wanted: JobRequest, parent_id: str | None) -> Response:

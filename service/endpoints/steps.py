@@ -4,7 +4,7 @@ import inspect
 
 from fastapi import APIRouter, Depends
 
-from jobs.preflight import NEEDS
+from jobs.data_roles import NEEDS
 from jobs.recipe import STEP_KINDS, Schema
 from service.dependencies import refuse_unknown_parameters
 from service.errors import problems

@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from jobs.database import Database
-from jobs.repository.worker_queries import is_cancel_requested
+from jobs.repository.worker_queries import wishes_for
 from jobs.states import JobState
 from jobs.storage import LocalStorage
 from jobs.tables import JobRow, ModelRow
@@ -20,7 +20,7 @@ PICKLE = b"\x80\x04"
 
 
 class PlayedWorker:
-    """Works on whatever waits. `hold` makes compression jobs run until it is lifted or they are cancelled."""
+    """Works on whatever waits. `hold` makes compression jobs run until it is lifted or they are cancelled or finished."""
 
     def __init__(self, folder: Path) -> None:
         self._database = Database(f"sqlite:///{folder / 'winnow.sqlite'}")
@@ -86,9 +86,11 @@ class PlayedWorker:
             self._hands.progress(job_id, token, tenth / 10, ("layer_pruned", {"layer": f"conv{tenth}"}))
         while not self._lifted.wait(LOOK_SECONDS) and not self._stopping.is_set():
             with self._database.reading() as session:
-                is_cancelled = is_cancel_requested(session, job_id)
-            if is_cancelled:
+                wishes = wishes_for(session, job_id)
+            if wishes.cancel:
                 self._hands.stop(job_id, token)
                 return
+            if wishes.finish:
+                break
         report = sample_report(limits_kept=self.keeps_limits).model_dump_json().encode()
         self._hands.succeed(job_id, token, {**self.delivers, "report.json": report})

@@ -1,14 +1,18 @@
 """A report with a number of its own in every place that the command line shows."""
 
+from typing import Any
+
 from jobs.report import (
     Accuracy,
     AccuracyChange,
+    Candidate,
     DataReport,
     DeliveredFile,
     FileSize,
     Latency,
     Provenance,
     Report,
+    SearchReport,
     StepReport,
     Totals,
     Verdict,
@@ -56,6 +60,7 @@ def sample_report(*, limits_kept: bool = True) -> Report:
             ),
         ),
         layers=(),
+        search=sample_search(),
         data=(
             DataReport(
                 role="test", sha256=None, images=400, class_counts={}, origin="all", warnings=("Class 3 is rare.",)
@@ -72,6 +77,40 @@ def sample_report(*, limits_kept: bool = True) -> Report:
             wall_seconds={},
             cpu_seconds=1.0,
         ),
+    )
+
+
+def sample_search(others: int = 2) -> SearchReport:
+    """A search that delivered the last of its front, after as many `others` that were no good."""
+    precise = {"kind": "quantize_fixed_point", "weight_bits": 8, "layer_bits": {}}
+    coarse = {**precise, "layer_bits": {"conv": 4, "head": 4, "stem": 2}}
+    pruned = {"kind": "prune_weights", "max_drop_pp": 0.5, "stop": {"target_sparsity": None}}
+    failures = tuple(_candidate(number, [coarse], drop=9.5, meets_goal=False) for number in range(1, others + 1))
+    front = (_candidate(others + 1, [precise], drop=0.25), _candidate(others + 2, [pruned, coarse], drop=0.75))
+    return SearchReport(
+        goal={"minimise": "bytes"},
+        ended="deadline",
+        seconds=61.2,
+        original=_candidate(0, [], drop=0.0),
+        candidates=(*failures, *front),
+        front=(others + 1, others + 2),
+        delivered=others + 2,
+        abandoned=("prune_winograd: no layer has 3x3 filters.",),
+    )
+
+
+def _candidate(number: int, recipe: list[dict[str, Any]], *, drop: float, meets_goal: bool = True) -> Candidate:
+    return Candidate(
+        number=number,
+        recipe=recipe,
+        predicted_drop_pp=None,
+        drop_pp=drop,
+        drop_bound_pp=drop + 0.2,
+        bytes=40_000 - 1_000 * number,
+        latency_ms=0.321,
+        operations=64_000_000,
+        seconds=1.5,
+        meets_goal=meets_goal,
     )
 
 

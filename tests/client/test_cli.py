@@ -10,10 +10,13 @@ import time
 from pathlib import Path
 
 import pytest
-from winnow import Client
+from rich.console import Console
+from winnow import Client, Document
 from winnow.cli.main import main
+from winnow.cli.tables import report_view
 
 from tests.client.played_worker import PlayedWorker
+from tests.client.sample_report import sample_report, sample_search
 from tests.client.service_process import ServiceProcess
 
 pytestmark = pytest.mark.usefixtures("winnow")
@@ -86,7 +89,7 @@ def test_compress_prints_one_json_document(capsys: Output) -> None:
 def test_a_report_is_shown_in_tables(capsys: Output) -> None:
     job_id = finished_job(capsys)
     assert main(["report", job_id]) == 0
-    lines = [re.sub(r"  +", " | ", line.strip()) for line in capsys.readouterr().out.splitlines()]
+    lines = table_lines(capsys.readouterr().out)
     assert "accuracy (test, n=400) | 99.00 % | 98.00 % | -1.00 pp [-2.25, +0.25]" in lines
     assert "model.onnx, bytes | 50,000 | 20,000 | -60.0%" in lines
     assert "non-zero parameters | 9,000 | 3,600 | -60.0%" in lines
@@ -95,6 +98,64 @@ def test_a_report_is_shown_in_tables(capsys: Output) -> None:
     assert "prune_weights | 12.3 | 99.00 % | 98.00 % | -0.75 pp | -1.00 pp" in lines
     assert "- model.onnx: Zeros don't speed dense kernels up." in lines
     assert "- test data: Class 3 is rare." in lines
+
+
+def table_lines(printed: str) -> list[str]:
+    return [re.sub(r"  +", " | ", line.strip()) for line in printed.splitlines()]
+
+
+def test_a_search_is_shown_with_its_front_first_and_what_was_delivered(capsys: Output) -> None:
+    job_id = finished_job(capsys)
+    assert main(["report", job_id]) == 0
+    lines = table_lines(capsys.readouterr().out)
+    first = lines.index("Search: 4 recipes tried in 61 s, until time was up; drops on selection images")
+    assert lines[first + 1 : first + 7] == [
+        "tried | steps | drop | bytes | median ms | bit operations",
+        "0 | the uploaded model | 0.00 pp | 40,000 | 0.321 | 64,000,000",
+        "3 | quantize_fixed_point 8 bits | 0.25 pp | 37,000 | 0.321 | 64,000,000 | front",
+        "4 | prune_weights 0.5 pp, then quantize_fixed_point 8 bits, 4 in 2 layers, 2 in 1 layer | 0.75 pp | 36,000 | 0.321 "
+        "| 64,000,000 | delivered, front",
+        "1 | quantize_fixed_point 8 bits, 4 in 2 layers, 2 in 1 layer | 9.50 pp | 39,000 | 0.321 | 64,000,000 | misses the goal",
+        "2 | quantize_fixed_point 8 bits, 4 in 2 layers, 2 in 1 layer | 9.50 pp | 38,000 | 0.321 | 64,000,000 | misses the goal",
+    ]
+    assert "- search: prune_winograd: no layer has 3x3 filters." in lines
+
+
+def test_a_long_search_is_cut_to_a_page_that_has_what_was_delivered() -> None:
+    report = sample_report().model_copy(update={"search": sample_search(others=100)})
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(report_view(report.model_dump(mode="json")))
+    lines = table_lines(captured.get())
+    assert "and 88 more in the report as JSON" in lines
+    rows = [line for line in lines if line.endswith(("front", "misses the goal"))]
+    assert [row.split(" | ")[0] for row in rows] == ["101", "102", *map(str, range(1, 13))]
+
+
+@pytest.mark.parametrize(
+    ("step", "words"),
+    [
+        ({"kind": "assign_precision", "bits": [8, 4], "max_drop_pp": 0.5}, "assign_precision 8/4 bits"),
+        ({"kind": "prune_weights", "stop": {"target_sparsity": 0.6}, "max_drop_pp": 1.0}, "prune_weights 60% zeros"),
+        ({"kind": "prune_winograd", "rate": 0.25, "training": {"epochs": 1}}, "prune_winograd 25% of positions + training"),
+        ({"kind": "finetune", "epochs": 2}, "finetune 2 epochs"),
+        ({"kind": "something_new"}, "something_new"),
+    ],
+)  # fmt: skip
+def test_a_step_is_told_by_what_says_most(step: Document, words: str) -> None:
+    report = sample_report().model_dump(mode="json")
+    report["search"]["original"]["recipe"] = [step]
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(report_view(report))
+    assert any(line.startswith(f"0 | {words} | ") for line in table_lines(captured.get()))
+
+
+def test_a_report_without_a_search_shows_none() -> None:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(report_view(sample_report().model_copy(update={"search": None}).model_dump(mode="json")))
+    assert "recipes tried" not in captured.get()
 
 
 def test_a_missed_limit_ends_with_5_and_is_named(worker: PlayedWorker, capsys: Output) -> None:
@@ -138,6 +199,52 @@ def test_a_recipe_file_says_what_flags_leave_open(capsys: Output) -> None:
     assert [step["kind"] for step in request["recipe"]] == ["prune_weights", "finetune"]
     assert (request["seed"], request["limits"]["max_accuracy_drop_pp"]) == (7, 2.0)
     assert len({*request["data"].values()}) == 3
+
+
+def test_a_goal_takes_one_command(winnow: Client, capsys: Output) -> None:
+    words = ["--data", "selection.npz", "--scale", "1/16", "--max-drop", "1.0", "--minimise", "latency"]
+    assert main(["compress", "net.onnx", *words]) == 0
+    assert "saved in net-compressed" in capsys.readouterr().err
+    request = next(winnow.jobs()).document["request"]
+    assert (request["goal"]["minimise"], request["goal"]["max_accuracy_drop_pp"], request["recipe"]) == (
+        "latency",
+        1.0,
+        [],
+    )
+
+
+def test_flags_say_all_of_a_goal(capsys: Output) -> None:
+    words = ["--max-bytes", "20000", "--max-latency", "1/2", "--search-seconds", "60", "--minimise", "bytes"]
+    words += ["--confidence", "0.9"]
+    assert main(["submit", "--data", "selection.npz", "net.onnx", "--scale", "1/16", *words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["request"]["goal"] == {
+        "max_accuracy_drop_pp": 1.0,
+        "minimise": "bytes",
+        "constraints": {"max_bytes": 20_000, "max_latency_ms": 0.5},
+        "confidence": 0.9,
+        "deadline_seconds": 60,
+    }
+
+
+def test_flags_say_what_a_goal_in_a_file_leaves_open(capsys: Output) -> None:
+    Path("goal.toml").write_text("[goal]\nminimise = 'operations'\nconstraints = { max_bytes = 20000 }\n")
+    words = ["--recipe", "goal.toml", "--max-drop", "0.5", "--max-latency", "2"]
+    assert main(["submit", "net.onnx", "--data", "selection.npz", "--scale", "1/16", *words, "--json"]) == 0
+    goal = json.loads(capsys.readouterr().out)["request"]["goal"]
+    assert (goal["minimise"], goal["max_accuracy_drop_pp"]) == ("operations", 0.5)
+    assert goal["constraints"] == {"max_bytes": 20_000, "max_latency_ms": 2.0}
+
+
+def test_a_check_says_whether_a_goal_looks_reachable(capsys: Output) -> None:
+    words = ["check", "net.onnx", "--data", "selection.npz", "--scale", "1/16", "--minimise", "bytes"]
+    assert main(words) == 0
+    assert "reachable: yes\nbytes: 410 to 944\n" in capsys.readouterr().out
+    assert main([*words, "--max-bytes", "100"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "reachable: no\nwhy not reachable: max_bytes is 100, but even with 2-bit weights the file has about 410 bytes.\n"
+        in said
+    )
 
 
 def test_steps_of_flags_come_in_the_order_in_which_they_make_sense(capsys: Output) -> None:
@@ -217,6 +324,27 @@ def test_retry_and_cancel_say_what_became_of_the_job(worker: PlayedWorker, capsy
     assert main(["follow", again]) == 1
 
 
+def test_finish_says_what_becomes_of_the_search(worker: PlayedWorker, capsys: Output) -> None:
+    worker.hold()
+    assert main(["submit", "net.onnx", "--data", "selection.npz", "--scale", "1/16", "--minimise", "bytes"]) == 0
+    job_id = capsys.readouterr().out.strip()
+    assert main(["finish", job_id]) == 0
+    said = capsys.readouterr().out
+    assert re.fullmatch(rf"{job_id} is (queued|running), and ends with the best that it has found\n", said)
+    assert main(["follow", job_id]) == 0
+    capsys.readouterr()
+    assert main(["finish", job_id]) == 0
+    assert capsys.readouterr().out == f"{job_id} is succeeded\n"
+
+
+def test_finishing_a_job_that_is_no_search_ends_with_3_and_says_what_stops_it(capsys: Output) -> None:
+    job_id = finished_job(capsys)
+    assert main(["finish", job_id]) == 3
+    said = capsys.readouterr().err
+    assert "only a search" in said
+    assert "cancel" in said
+
+
 def test_without_a_server_it_ends_with_4_and_says_how_to_start_one(capsys: Output) -> None:
     assert main(["--url", "http://127.0.0.1:1", "jobs"]) == 4
     assert "start one with `winnow-server up`" in capsys.readouterr().err
@@ -227,6 +355,16 @@ def test_without_a_server_it_ends_with_4_and_says_how_to_start_one(capsys: Outpu
     [
         (["submit", "--model", "net.onnx"], "what shall be done?"),
         (["submit", "--prune"], "which model?"),
+        (["submit", "net.onnx", "--model", "net.onnx", "--prune"], "which model?"),
+        (
+            ["submit", "net.onnx", "--minimise", "bytes", "--prune", "--weight-bits", "4"],
+            "leave out --prune, --weight-bits",
+        ),
+        (["submit", "net.onnx", "--minimise", "bytes", "--recipe", "steps.json"], "steps.json says the steps"),
+        (
+            ["submit", "net.onnx", "--max-bytes", "9", "--search-seconds", "9"],
+            "--max-bytes, --search-seconds belong to a goal",
+        ),
         (["submit", "--model", "nowhere.onnx", "--prune"], "neither a model's id nor a file"),
         (["submit", "--model", "net.onnx", "--learning-rate", "1"], "--learning-rate needs --finetune-epochs"),
         (["submit", "--model", "net.onnx", "--recipe", "net.onnx"], "net.onnx is no JSON"),
@@ -236,6 +374,7 @@ def test_without_a_server_it_ends_with_4_and_says_how_to_start_one(capsys: Outpu
 def test_wrong_usage_ends_with_2_before_anything_is_sent(
     winnow: Client, capsys: Output, words: list[str], reason: str
 ) -> None:
+    Path("steps.json").write_text('[{"kind": "prune_weights"}]')
     before = len(list(winnow.models()))
     assert main(words) == 2
     assert reason in capsys.readouterr().err
@@ -251,9 +390,17 @@ def test_flags_that_cant_be_read_end_with_2(capsys: Output, flags: list[str]) ->
     assert ended.value.code == 2
 
 
-@pytest.mark.parametrize(("flags", "end"), [([], "succeeded"), (["--cancel-on-interrupt"], "cancelled")])
+@pytest.mark.parametrize(
+    ("flags", "end", "offers"),
+    [
+        (["--prune"], "succeeded", ["winnow follow", "winnow cancel"]),
+        (["--minimise", "bytes"], "succeeded", ["winnow follow", "winnow cancel", "winnow finish"]),
+        (["--prune", "--cancel-on-interrupt"], "cancelled", []),
+    ],
+    ids=["recipe", "goal", "cancelled"],
+)
 def test_ctrl_c_leaves_the_job_running_unless_told_otherwise(
-    winnow: Client, worker: PlayedWorker, flags: list[str], end: str
+    winnow: Client, worker: PlayedWorker, flags: list[str], end: str, offers: list[str]
 ) -> None:
     worker.hold()
     words = [
@@ -264,7 +411,6 @@ def test_ctrl_c_leaves_the_job_running_unless_told_otherwise(
         "selection.npz",
         "--scale",
         "1/16",
-        "--prune",
         "--follow",
         *flags,
     ]
@@ -279,7 +425,8 @@ def test_ctrl_c_leaves_the_job_running_unless_told_otherwise(
     process.stderr.close()
     assert process.wait() == 130
     job = next(winnow.jobs())
-    assert f"winnow cancel {job.id}" in said or f"cancelled {job.id}" in said
+    assert re.findall(f"`(winnow [a-z]+) {job.id}`", said) == offers
+    assert offers or f"cancelled {job.id}" in said
     worker.lift()
     assert winnow.wait(job.id).state == end
 

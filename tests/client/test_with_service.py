@@ -157,6 +157,24 @@ def test_a_job_is_cancelled_while_it_runs(winnow: Client, worker: PlayedWorker, 
     assert winnow.wait(job.id).state == "cancelled"
 
 
+def test_a_search_is_finished_while_it_runs(winnow: Client, worker: PlayedWorker, request_document: Document) -> None:
+    worker.hold()
+    request = {name: value for name, value in request_document.items() if name != "recipe"}
+    job = winnow.submit({**request, "goal": {"minimise": "bytes"}})
+    next(state for state in winnow.watch(job.id) if state.state == "running")
+    asked = winnow.finish(job.id)
+    assert asked.document["finish_requested_at"]
+    assert winnow.wait(job.id).state == "succeeded"
+    assert winnow.artifacts(job.id)
+    assert winnow.finish(job.id).state == "succeeded"
+
+
+def test_a_job_that_follows_a_recipe_is_not_finished_early(winnow: Client, finished_job: Job) -> None:
+    with pytest.raises(ApiProblem) as refused:
+        winnow.finish(finished_job.id)
+    assert (refused.value.status, refused.value.type) == (409, "/problems/not-a-search")
+
+
 def test_a_retry_is_a_new_job_with_the_same_request(winnow: Client, finished_job: Job) -> None:
     again = winnow.wait(winnow.retry(finished_job.id).id)
     assert again.id != finished_job.id

@@ -48,6 +48,11 @@ def finished(winnow: Client, job_id: str, folder: Path) -> Finished:
     return Finished(job_id, winnow.report(job_id), files)
 
 
+def moments_of(winnow: Client, job_id: str, *fields: str) -> list[np.datetime64]:
+    document = winnow.job(job_id).document
+    return [np.datetime64(document[field].rstrip("Z")) for field in fields]
+
+
 def predicted(model: Path, images: Path, preprocess: Document) -> dict[str, int]:
     """What a user's own process finds with the file."""
     arguments = [preprocess["scale"], preprocess.get("mean", [0.0]), preprocess.get("std", [1.0])]
@@ -145,10 +150,29 @@ def test_a_job_is_cancelled_within_three_seconds(winnow: Client, digits: Path) -
     job = winnow.submit(request)
     next(state for state in winnow.watch(job.id) if state.phase == "finetune")
     winnow.cancel(job.id)
-    ended = winnow.wait(job.id).document
-    assert ended["state"] == "cancelled"
-    asked_at, ended_at = (np.datetime64(ended[key].rstrip("Z")) for key in ("cancel_requested_at", "finished_at"))
+    assert winnow.wait(job.id).state == "cancelled"
+    asked_at, ended_at = moments_of(winnow, job.id, "cancel_requested_at", "finished_at")
     assert ended_at - asked_at < np.timedelta64(3, "s")
+
+
+def test_a_search_is_finished_early_with_the_best_so_far(winnow: Client, digits: Path, tmp_path: Path) -> None:
+    request = {
+        "model": ready(winnow, "model", digits / "digits.onnx"),
+        "data": {role: ready(winnow, "dataset", digits / f"{role}.npz") for role in ("train", "selection", "test")},
+        "preprocess": DIGITS_PREPROCESS,
+        "goal": {"max_accuracy_drop_pp": 1.0, "minimise": "bytes", "deadline_seconds": 3000},
+        "outputs": ["onnx"],
+    }
+    job = winnow.submit(request)
+    next(state for state in winnow.watch(job.id) if "best so far" in (state.message or ""))
+    winnow.finish(job.id)
+    done = finished(winnow, job.id, tmp_path)
+    assert done.files.keys() == {"model.onnx", "report.json", "front.svg"}
+    search = done.report["search"]
+    assert search["ended"] == "finished"
+    assert search["delivered"] in {candidate["number"] for candidate in search["candidates"]}
+    asked_at, ended_at = moments_of(winnow, job.id, "finish_requested_at", "finished_at")
+    assert ended_at - asked_at < np.timedelta64(60, "s")
 
 
 @pytest.mark.data

@@ -44,6 +44,12 @@ def sleep(_folder: Path, seconds: float) -> None:
     time.sleep(seconds)
 
 
+def wait_for(folder: Path, name: str) -> None:
+    """As a search waits for word that it is to finish."""
+    while not (folder / name).exists():
+        time.sleep(0.02)
+
+
 def die(_folder: Path, number: int) -> None:
     os.kill(os.getpid(), number)
 
@@ -125,7 +131,7 @@ def _end(folder: Path, document: dict[str, Any]) -> None:
 ACTIONS = {
     function.__name__: function
     for function in (
-        progress, say, tick, sleep, die, leave, complain, be_deaf, hoard, write, copy, link, hardlink, pipe, fork_away,
+        progress, say, tick, sleep, wait_for, die, leave, complain, be_deaf, hoard, write, copy, link, hardlink, pipe, fork_away,
         crash_first_time, succeed, result,
     )
 }  # fmt: skip

@@ -4,11 +4,17 @@ from typing import Any
 
 import pytest
 
+from jobs.data_roles import Role, may_learn, roles_played
+from jobs.eligibility import searched_layers, why_not_in_integers
+from jobs.estimates import estimate, estimate_goal
 from jobs.inspection import DatasetInspection, Eligibility, LayerInfo, ModelInspection, TensorInfo
-from jobs.preflight import Problem, Role, check_recipe, estimate, fitted_shape, is_channels_last, roles_played
+from jobs.preflight import Problem, check_recipe, check_request, fitted_shape, is_channels_last
 from jobs.recipe import (
     AssignPrecision,
+    Constraints,
     Finetune,
+    Goal,
+    JobRequest,
     LayerChange,
     LearningStatistics,
     Preprocess,
@@ -116,6 +122,12 @@ def recording(*names: str) -> LearningStatistics:
     return LearningStatistics(cycles=(dict.fromkeys(names, change),), variances=dict.fromkeys(names, 1.0))
 
 
+def test_bits_of_layers_that_are_not_there_are_refused_with_the_closest_name() -> None:
+    (problem,) = check((fixed_point(layer_bits={"layer1.cnv2": 4, "fc": 8}),))
+    assert problem.pointer == "/recipe/0/layer_bits"
+    assert problem.hint == "Did you mean 'layer1.conv2'?"
+
+
 def test_assigned_bits_are_for_a_network_of_integers() -> None:
     assert check((precision(), fixed_point())) == []
     assert check((prune(), finetune(), precision(), finetune(), fixed_point())) == []
@@ -157,6 +169,140 @@ def test_fixed_point_needs_training_images_only_where_it_trains() -> None:
     assert problem.pointer == "/recipe/0/training/loss"
     cost = estimate((fixed_point(calibration_images=50),), {"selection": data()}, model())
     assert cost["steps"][0]["images"] == 50
+
+
+KINDS = ("prune_weights", "prune_winograd", "assign_precision", "quantize_fixed_point")
+
+
+def layer_that_nothing_can_work_on(name: str, reason: str) -> LayerInfo:
+    unable = Eligibility(eligible=False, reason=reason)
+    return layer(name).model_copy(
+        update={"steps": {**dict.fromkeys(KINDS, unable), "finetune": Eligibility(eligible=True)}}
+    )
+
+
+def model_without_integers() -> ModelInspection:
+    layers = [
+        one.model_copy(
+            update={"steps": {**one.steps, "quantize_fixed_point": Eligibility(eligible=False, reason="gelu.")}}
+        )
+        for one in model().layers
+    ]
+    return model(layers=tuple(layers))
+
+
+def ask(goal: dict[str, Any] | None = None, **changes: Any) -> JobRequest:
+    """A job with a goal."""
+    preprocess = {"scale": 1 / 255}
+    return JobRequest.model_validate(
+        {"model": f"mdl_{'0' * 26}", "preprocess": preprocess, "goal": goal or {}, **changes}
+    )
+
+
+def check_asked(
+    request: JobRequest, given: dict[Role, DatasetInspection] | None = None, network: ModelInspection | None = None
+) -> list[Problem]:
+    return check_request(request, {"selection": data()} if given is None else given, network or model())
+
+
+def test_goals_and_recipes_are_checked_in_one_place() -> None:
+    assert check_asked(ask()) == []
+    recipe = [{"kind": "prune_weights", "exclude": ["stem"]}]
+    (problem,) = check_asked(JobRequest.model_validate({**ask().model_dump(), "goal": None, "recipe": recipe}))
+    assert problem.pointer == "/recipe/0/exclude/0"
+
+
+@pytest.mark.parametrize("roles", [("selection",), ("train",), ("selection", "test"), ("train", "selection", "test")])
+def test_goal_needs_selection_images_and_takes_training_images(roles: tuple[Role, ...]) -> None:
+    assert check_asked(ask(), {role: data() for role in roles}) == []
+
+
+@pytest.mark.parametrize(
+    ("roles", "given", "hint"),
+    [
+        ((), "none", 'Give a dataset: {"data": {"selection": "dst_…"}}.'),
+        (("test",), "test", 'Add "selection" to "data".'),
+        (("train", "test"), "train, test", 'Add "selection" to "data".'),
+    ],
+)
+def test_goal_without_selection_images_is_refused(roles: tuple[Role, ...], given: str, hint: str) -> None:
+    message = f"The search decides on selection images, but no dataset plays the role selection (given: {given})."
+    assert check_asked(ask(), {role: data() for role in roles}) == [Problem("/data/selection", message, hint)]
+
+
+def test_search_may_learn_so_that_a_lone_dataset_gives_training_images_too() -> None:
+    assert may_learn(ask())
+    assert estimate_goal(Goal(), {"selection": data()}, model())["images"] == {
+        "train": 60,
+        "selection": 20,
+        "test": 20,
+    }
+
+
+def test_goal_on_images_that_do_not_fit_is_refused_like_a_recipe() -> None:
+    (shape,) = check_asked(ask(), {"selection": data(shape=(1, 28, 28))})
+    assert shape.pointer == "/data/selection"
+    (unsaid,) = check_asked(ask(preprocess=None))
+    assert unsaid.pointer == "/preprocess"
+    (classless,) = check_asked(ask(), network=model(classes=None))
+    assert classless.pointer == "/model"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "outputs", "hint"),
+    [
+        ("onnxruntime", ["pt2"], 'Add "onnx" to "outputs", or say "target": {"runtime": "torch"}.'),
+        ("torch", ["onnx", "c"], 'Add "pt2" to "outputs", or say "target": {"runtime": "onnxruntime"}.'),
+        ("onnxruntime", ["c"], 'Add "onnx" to "outputs".'),
+    ],
+)
+def test_goal_needs_the_file_that_its_target_opens(runtime: str, outputs: list[str], hint: str) -> None:
+    (problem,) = check_asked(ask(target={"runtime": runtime}, outputs=outputs))
+    assert (problem.pointer, problem.hint) == ("/outputs", hint)
+    assert f"measured on the file that {runtime} opens" in problem.message
+    assert check_asked(ask(target={"runtime": "torch"}, outputs=["pt2"])) == []
+
+
+def test_goal_has_c_source_only_of_networks_that_can_be_made_of_integers() -> None:
+    request = ask(outputs=["onnx", "c"])
+    assert check_asked(request) == []
+    (problem,) = check_asked(request, network=model_without_integers())
+    assert problem.pointer == "/outputs/1"
+    assert problem.message.endswith("this one can't be made of integers: gelu.")
+    assert check_asked(ask(outputs=["onnx"]), network=model_without_integers()) == []
+
+
+def test_network_can_be_made_of_integers_unless_every_layer_speaks_against_it() -> None:
+    assert why_not_in_integers(model()) is None
+    assert why_not_in_integers(model_without_integers()) == "gelu."
+    assert why_not_in_integers(model(layers=())) == "it has no layers"
+
+
+def test_goal_without_any_layer_to_work_on_is_refused_with_the_reasons() -> None:
+    layers = (
+        layer_that_nothing_can_work_on("conv", "its weights are int8"),
+        layer_that_nothing_can_work_on("fc", "tied"),
+    )
+    (problem,) = check_asked(ask(), network=model(layers=layers))
+    assert problem.pointer == "/model"
+    assert problem.message.startswith(
+        "No step can work on any layer of the model (prune_weights: its weights are int8, tied; "
+    )
+    (empty,) = check_asked(ask(), network=model(layers=()))
+    assert "it has no layers" in empty.message
+
+
+def test_search_ends_before_its_job_is_ended() -> None:
+    (problem,) = check_asked(ask({"deadline_seconds": 600}, limits={"deadline_seconds": 600}))
+    assert problem.pointer == "/goal/deadline_seconds"
+    assert check_asked(ask({"deadline_seconds": 599}, limits={"deadline_seconds": 600})) == []
+
+
+def test_searched_layers_are_those_that_a_kind_can_work_on() -> None:
+    searched = searched_layers(model_without_integers())
+    assert searched["prune_weights"] == ["layer1.conv1", "layer1.conv2"]
+    assert "quantize_fixed_point" not in searched
+    assert "finetune" not in searched
 
 
 def test_missing_role_is_named_with_the_step_that_needs_it() -> None:
@@ -312,3 +458,41 @@ def test_estimate_counts_the_sensitivities_of_every_round() -> None:
     step = prune(first_rate=0.1, max_rate=0.9, rate_step=0.1, rounds=3)
     # Nine rates in steps of two a round: up to four extra rounds. In all but the first a layer may try again what failed before.
     assert estimate((step,), {"selection": data()}, model())["layer_evaluations_at_most"] == 7 * 3 + 2 * 9 + 6 * 2
+
+
+def test_goal_is_estimated_between_eight_and_two_bits() -> None:
+    cost = estimate_goal(Goal(), {"selection": data()}, model())
+    weights, graph = 3 * 432, 3 * (80 + 4 * 16)
+    assert cost["bytes"] == {"at_least": weights // 4 + graph, "at_most": weights + graph}
+    assert cost["bit_operations"] == {"at_least": 500_000 * 2 * 8, "at_most": 500_000 * 8 * 8}
+    assert (cost["reachable"], cost["why_not_reachable"]) == (True, None)
+    assert "Rough" in cost["note"]
+
+
+def test_goal_smaller_than_the_smallest_file_does_not_look_reachable() -> None:
+    smallest = estimate_goal(Goal(), {"selection": data()}, model())["bytes"]["at_least"]
+    just = Goal(constraints=Constraints(max_bytes=smallest))
+    assert estimate_goal(just, {"selection": data()}, model())["reachable"]
+    cost = estimate_goal(Goal(constraints=Constraints(max_bytes=smallest - 1)), {"selection": data()}, model())
+    assert not cost["reachable"]
+    assert cost["why_not_reachable"] == "max_bytes is 755, but even with 2-bit weights the file has about 756 bytes."
+
+
+def test_goal_of_a_network_without_integers_falls_by_pruning_only() -> None:
+    cost = estimate_goal(Goal(constraints=Constraints(max_bytes=100)), {"selection": data()}, model_without_integers())
+    assert cost["bytes"]["at_most"] == 4 * 3 * 432 + 3 * (80 + 4 * 16)
+    assert "can't be made of integers (gelu.), so its bytes only fall by pruning" in cost["note"]
+    assert "even with 99% of all weights pruned" in cost["why_not_reachable"]
+
+
+def test_search_is_estimated_from_what_it_measures_and_learns_but_ends_at_its_deadline() -> None:
+    given: dict[Role, DatasetInspection] = {"selection": data(), "test": data()}
+    cost = estimate_goal(Goal(), given, model())
+    # Thirty networks on 100 selection images, each calibrated on them in eight passes.
+    assert cost["macs_at_most"] == 30 * (100 + 8 * 100) * 500_000
+    assert "Nothing learns without training images" in cost["note"]
+    learning = estimate_goal(Goal(), {**given, "train": data()}, model())
+    assert learning["macs_at_most"] == cost["macs_at_most"] + 3 * 3 * 100 * 500_000
+    large = model(macs=10**12)
+    assert estimate_goal(Goal(deadline_seconds=60), given, large)["search_seconds_at_most"] == 60
+    assert estimate_goal(Goal(deadline_seconds=60), given, large)["seconds_at_most"] > 60

@@ -74,6 +74,19 @@ def test_checked_values_equal_migrations(sqlite_database_url: str) -> None:
     assert found == expected
 
 
+def test_checks_of_values_survive_a_step_down(sqlite_database_url: str) -> None:
+    def checks() -> set[str | None]:
+        engine = make_engine(sqlite_database_url)
+        with engine.connect() as connection:
+            found = {constraint["name"] for constraint in inspect(connection).get_check_constraints("jobs")}
+        engine.dispose()
+        return found
+
+    before = checks()
+    command.downgrade(alembic_config(sqlite_database_url), "first_tables")
+    assert checks() == before
+
+
 def test_every_step_goes_up_and_down_and_up_again(database_url: str, connection: Connection) -> None:
     config = alembic_config(database_url)
     connection.close()

@@ -83,9 +83,22 @@ class RunningService:
             **changes,
         }
 
+    def goal_request(self, **changes: Any) -> dict[str, Any]:
+        """A request with a goal that is accepted, on a new model and dataset."""
+        request = self.job_request(goal={"minimise": "latency"}, **changes)
+        del request["recipe"]
+        return request
+
     def submit(self, **changes: Any) -> dict[str, Any]:
         """A queued job."""
-        response = self.http.post("/v1/jobs", json=self.job_request(**changes))
+        return self._submitted(self.job_request(**changes))
+
+    def submit_goal(self) -> dict[str, Any]:
+        """A queued job that is to search."""
+        return self._submitted(self.goal_request())
+
+    def _submitted(self, request: dict[str, Any]) -> dict[str, Any]:
+        response = self.http.post("/v1/jobs", json=request)
         assert response.status_code == 202, response.text
         document: dict[str, Any] = response.json()
         return document

@@ -49,6 +49,12 @@ def test_malformed_json_is_refused_with_the_place(service: RunningService, body:
         pytest.param({"modell": "x"}, "#/modell", id="unknown field"),
         pytest.param({"a~b/c": "x"}, "#/a~0b~1c", id="escaped pointer"),
         pytest.param({"recipe": []}, "#/recipe", id="no step"),
+        pytest.param({"goal": {}}, "#/recipe", id="steps and a goal"),
+        pytest.param({"recipe": [], "goal": {"minimise": "size"}}, "#/goal/minimise", id="unknown aim"),
+        pytest.param(
+            {"recipe": [], "goal": {"constraints": {"max_bytes": 0}}}, "#/goal/constraints/max_bytes", id="no bytes"
+        ),
+        pytest.param({"recipe": [], "goal": {"deadline_seconds": 1}}, "#/goal/deadline_seconds", id="no time"),
         pytest.param({"recipe": {}}, "#/recipe", id="object for array"),
         pytest.param({"recipe": [{"kind": "shrink"}]}, "#/recipe/0", id="unknown step"),
         pytest.param({"recipe": [{}]}, "#/recipe/0", id="step without kind"),
@@ -79,6 +85,23 @@ def test_wrong_field_is_pointed_at(each_service: RunningService, changes: dict[s
     response = each_service.http.post("/v1/jobs", json={**REQUEST, **changes})
     assert response.status_code == 422
     assert [error["pointer"] for error in problem_of(response)["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize(
+    ("body", "pointer"), [({"recipe": []}, "#/recipe"), ({"goal": None}, "#/goal"), ({}, "#")], ids=str
+)
+def test_job_without_anything_to_do_is_told_what_to_give(
+    service: RunningService, body: dict[str, Any], pointer: str
+) -> None:
+    problem = problem_of(service.http.post("/v1/jobs", json={"model": REQUEST["model"], **body}))
+    assert problem["detail"] == "give either a recipe with at least one step, or a goal"
+    assert [error["pointer"] for error in problem["errors"]] == [pointer]
+
+
+@pytest.mark.parametrize("body", ["[]", "5", "null", '"recipe"'])
+def test_body_that_is_no_object_is_refused_as_a_whole(service: RunningService, body: str) -> None:
+    response = service.http.post("/v1/jobs", content=body, headers=JSON)
+    assert [error["pointer"] for error in problem_of(response)["errors"]] == ["#"]
 
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])

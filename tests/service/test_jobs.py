@@ -1,4 +1,4 @@
-"""Jobs over HTTP: submitted, shown, listed, cancelled, retried, and what they deliver."""
+"""Jobs over HTTP: submitted, shown, listed, cancelled, finished early, retried, and what they deliver."""
 
 import threading
 import time
@@ -28,6 +28,28 @@ def test_job_shows_the_request_with_every_default(service: RunningService) -> No
     request = service.submit()["request"]
     assert request["recipe"][0]["first_rate"] == 0.2
     assert request["seed"] == 0
+
+
+def test_job_with_a_goal_shows_it_with_every_default_and_no_steps(each_service: RunningService) -> None:
+    response = each_service.http.post("/v1/jobs", json=each_service.goal_request())
+    job = response.json()
+    assert (response.status_code, job["steps"], job["request"]["recipe"]) == (202, 0, [])
+    assert job["request"]["goal"] == {
+        "max_accuracy_drop_pp": 1.0,
+        "minimise": "latency",
+        "constraints": {"max_bytes": None, "max_latency_ms": None},
+        "confidence": 0.8,
+        "deadline_seconds": 600,
+    }
+
+
+def test_job_with_a_goal_is_retried_with_the_same_goal(each_service: RunningService) -> None:
+    job = each_service.http.post("/v1/jobs", json=each_service.goal_request()).json()
+    each_service.worker.fail(job["id"])
+    again = each_service.http.post(f"/v1/jobs/{job['id']}/retry")
+    assert (again.status_code, again.json()["request"]) == (202, job["request"])
+    resubmitted = each_service.http.post("/v1/jobs", json=job["request"])
+    assert resubmitted.status_code == 202
 
 
 def test_running_job_shows_progress_and_an_estimate(each_service: RunningService) -> None:
@@ -167,6 +189,83 @@ def test_finished_job_cannot_be_cancelled(service: RunningService) -> None:
     response = service.http.post(f"/v1/jobs/{job_id}/cancel")
     assert (response.status_code, response.json()["type"]) == (409, "/problems/not-cancellable")
     assert "succeeded" in response.json()["detail"]
+
+
+def test_queued_search_is_asked_to_finish_and_waits_on(each_service: RunningService) -> None:
+    job_id = each_service.submit_goal()["id"]
+    response = each_service.http.post(f"/v1/jobs/{job_id}/finish")
+    assert (response.status_code, response.json()["state"]) == (202, "queued")
+    assert response.json()["finish_requested_at"]
+    assert each_service.http.get(f"/v1/jobs/{job_id}").json() == response.json()
+
+
+def test_running_search_is_asked_to_finish_and_asking_again_changes_nothing(each_service: RunningService) -> None:
+    job_id = each_service.submit_goal()["id"]
+    token = each_service.worker.start(job_id)
+    assert each_service.http.get(f"/v1/jobs/{job_id}").json()["finish_requested_at"] is None
+    first, again = (each_service.http.post(f"/v1/jobs/{job_id}/finish") for _ in range(2))
+    assert (first.status_code, first.headers["Retry-After"]) == (202, "1")
+    assert (again.status_code, again.json()) == (202, first.json())
+    each_service.worker.succeed(job_id, token)
+    late = each_service.http.post(f"/v1/jobs/{job_id}/finish")
+    assert (late.status_code, late.json()["state"]) == (200, "succeeded")
+    events = each_service.http.get(f"/v1/jobs/{job_id}/events").json()["items"]
+    assert [event["type"] for event in events] == ["queued", "running", "finish_requested", "succeeded"]
+
+
+def test_watcher_learns_of_a_wish_to_finish(each_service: RunningService) -> None:
+    job_id = each_service.submit_goal()["id"]
+    seen = each_service.http.get(f"/v1/jobs/{job_id}").headers["ETag"]
+    each_service.http.post(f"/v1/jobs/{job_id}/finish")
+    answer = each_service.http.get(f"/v1/jobs/{job_id}", headers={"If-None-Match": seen})
+    assert (answer.status_code, answer.json()["finish_requested_at"] is not None) == (200, True)
+
+
+def test_only_searches_can_be_finished_early(each_service: RunningService) -> None:
+    job_id = each_service.submit()["id"]
+    response = each_service.http.post(f"/v1/jobs/{job_id}/finish")
+    assert (response.status_code, response.json()["type"]) == (409, "/problems/not-a-search")
+    assert "only a search" in response.json()["detail"]
+    assert "cancel" in response.json()["hint"]
+    assert each_service.http.get(f"/v1/jobs/{job_id}").json()["finish_requested_at"] is None
+
+
+@pytest.mark.parametrize("end", ["succeeded", "failed", "cancelling", "cancelled"])
+def test_search_that_is_over_or_is_being_cancelled_cannot_be_finished(service: RunningService, end: str) -> None:
+    job_id = service.submit_goal()["id"]
+    match end:
+        case "succeeded":
+            service.worker.run(job_id)
+        case "failed":
+            service.worker.fail(job_id)
+        case "cancelling":
+            service.worker.start(job_id)
+            service.http.post(f"/v1/jobs/{job_id}/cancel")
+        case "cancelled":
+            service.http.post(f"/v1/jobs/{job_id}/cancel")
+    response = service.http.post(f"/v1/jobs/{job_id}/finish")
+    assert (response.status_code, response.json()["type"]) == (409, "/problems/not-finishable")
+    assert response.json()["detail"].endswith(f"it is {end}.")
+    assert response.json()["where"] == {"state": end}
+
+
+def test_unknown_job_cannot_be_finished(service: RunningService) -> None:
+    response = service.http.post(f"/v1/jobs/job_{'0' * 26}/finish")
+    assert (response.status_code, response.json()["type"]) == (404, "/problems/not-found")
+
+
+def test_search_that_was_asked_to_finish_can_still_be_cancelled(service: RunningService) -> None:
+    job_id = service.submit_goal()["id"]
+    service.http.post(f"/v1/jobs/{job_id}/finish")
+    response = service.http.post(f"/v1/jobs/{job_id}/cancel")
+    assert (response.status_code, response.json()["state"]) == (200, "cancelled")
+
+
+def test_retry_of_a_search_that_was_finished_early_searches_to_its_end(service: RunningService) -> None:
+    job_id = service.submit_goal()["id"]
+    service.http.post(f"/v1/jobs/{job_id}/finish")
+    service.worker.run(job_id)
+    assert service.http.post(f"/v1/jobs/{job_id}/retry").json()["finish_requested_at"] is None
 
 
 def test_retry_asks_for_the_same_and_names_its_parent(each_service: RunningService) -> None:

@@ -1,5 +1,6 @@
 """The OpenAPI document is complete, and what it says is true."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from jobs.recipe import STEP_KINDS
+from jobs.recipe import STEP_KINDS, JobRequest
 from service import refusals
 from service.errors import PROBLEM_TYPES
 from service.refusals import RequestRefused
@@ -49,13 +50,20 @@ def test_every_declared_error_is_a_problem_document(document: dict[str, Any]) ->
             assert answer["content"]["application/problem+json"]["examples"]
 
 
+def test_examples_of_jobs_are_right_in_form(document: dict[str, Any]) -> None:
+    examples = document["paths"]["/v1/jobs"]["post"]["requestBody"]["content"]["application/json"]["examples"]
+    jobs = [JobRequest.model_validate_json(json.dumps(example["value"]), strict=True) for example in examples.values()]
+    assert any(job.goal for job in jobs)
+    assert any(job.recipe for job in jobs)
+
+
 def test_nothing_is_left_of_the_frameworks_own_errors(document: dict[str, Any]) -> None:
     assert "HTTPValidationError" not in str(document)
 
 
 def test_accepted_job_links_to_what_can_be_done_with_it(document: dict[str, Any]) -> None:
     links = document["paths"]["/v1/jobs"]["post"]["responses"]["202"]["links"]
-    assert {"show_job", "cancel_job", "list_events", "show_report"} <= set(links)
+    assert {"show_job", "cancel_job", "finish_job", "list_events", "show_report"} <= set(links)
     names = {operation["operationId"] for operation in operations(document)}
     assert {link["operationId"] for link in links.values()} <= names
 

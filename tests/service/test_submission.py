@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from jobs.inspection import DatasetInspection
-from tests.service.fake_worker import DATASET
+from jobs.inspection import DatasetInspection, Eligibility
+from tests.service.fake_worker import DATASET, MODEL
 from tests.service.running_service import RunningService
 
 
@@ -73,6 +73,44 @@ def test_validation_says_what_a_job_would_touch_and_need(each_service: RunningSe
     assert (response.status_code, validation["valid"], validation["errors"]) == (200, True, [])
     assert validation["touched_layers"] == {"prune_weights": ["conv"]}
     assert validation["estimate"]["seconds_at_most"] > 0
+
+
+def test_goal_is_refused_where_it_cannot_be_measured(each_service: RunningService) -> None:
+    request = each_service.goal_request(outputs=["pt2"])
+    assert refusal(each_service, request) == (422, "/problems/recipe-refused", ["#/outputs"])
+
+
+def test_goal_without_selection_images_is_refused(service: RunningService) -> None:
+    assert refusal(service, service.goal_request(data={})) == (422, "/problems/recipe-refused", ["#/data/selection"])
+
+
+def test_goal_with_c_source_is_refused_where_the_network_cannot_be_made_of_integers(service: RunningService) -> None:
+    no_integers = Eligibility(eligible=False, reason="aten.gelu.default has no integer form.")
+    layers = [layer.model_copy(update={"steps": {"quantize_fixed_point": no_integers}}) for layer in MODEL.layers]
+    model_id: str = service.upload("model", b"no integers")["id"]
+    service.worker.accept_model(model_id, MODEL.model_copy(update={"layers": tuple(layers)}))
+    response = service.http.post("/v1/jobs", json=service.goal_request(model=model_id, outputs=["onnx", "c"]))
+    assert (response.status_code, response.json()["errors"][0]["pointer"]) == (422, "#/outputs/1")
+    assert "aten.gelu.default has no integer form." in response.json()["detail"]
+
+
+def test_validation_of_a_goal_says_what_it_could_come_to(each_service: RunningService) -> None:
+    response = each_service.http.post("/v1/jobs?validate_only=true", json=each_service.goal_request())
+    validation = response.json()
+    assert (response.status_code, validation["valid"]) == (200, True)
+    assert validation["touched_layers"]["prune_weights"] == ["conv"]
+    assert validation["touched_layers"]["quantize_fixed_point"] == ["conv", "head"]
+    estimate = validation["estimate"]
+    assert (estimate["reachable"], estimate["images"]) == (True, {"train": 120, "selection": 40, "test": 40})
+    assert 0 < estimate["bytes"]["at_least"] < estimate["bytes"]["at_most"]
+
+
+def test_validation_of_a_goal_out_of_reach_says_why(service: RunningService) -> None:
+    goal = {"constraints": {"max_bytes": 100}}
+    response = service.http.post("/v1/jobs?validate_only=true", json={**service.goal_request(), "goal": goal})
+    validation = response.json()
+    assert (validation["valid"], validation["estimate"]["reachable"]) == (True, False)
+    assert "max_bytes is 100" in validation["estimate"]["why_not_reachable"]
 
 
 def test_validation_submits_nothing(service: RunningService) -> None:

@@ -15,6 +15,7 @@ from jobs.report import Report
 from tests.workers.digits_network import digits, held_out, lay_out_job, save_pt2
 from workers import delivery
 from workers.runner import run_folder
+from workers.search.search import Clock
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +173,7 @@ def test_f8_integers_are_delivered_and_verified(tmp_path: Path, model: Path) -> 
     assert not any(line.message and line.message.startswith("Quantizing") for line in progress)
 
 
-def test_q9_precision_is_carried_to_the_integers_and_survives_an_interruption(tmp_path: Path, model: Path) -> None:
-    """Four steps, each lost once just as it begins: the same files as of an undisturbed job (masks and bits are carried on)."""
+def test_q9_precision_is_carried_to_the_integers(tmp_path: Path, model: Path) -> None:
     recipe: list[dict[str, Any]] = [
         {"kind": "prune_weights", "max_drop_pp": 2.0, "rate_step": 0.3},
         {"kind": "finetune", "epochs": 1, "batch_size": 32, "learning_rate": 0.001},
@@ -187,24 +187,16 @@ def test_q9_precision_is_carried_to_the_integers_and_survives_an_interruption(tm
         {"kind": "quantize_fixed_point", "calibration_images": 100},
     ]
     x, y = digits()
-    data = {"selection": {"x": x[900:], "y": y[900:]}}
-    undisturbed, disturbed = (
-        lay_out_job(tmp_path / name, model, data, recipe=recipe, outputs=["onnx", "pt2", "c"])
-        for name in ("one", "two")
+    folder = lay_out_job(
+        tmp_path / "job",
+        model,
+        {"selection": {"x": x[900:], "y": y[900:]}},
+        recipe=recipe,
+        outputs=["onnx", "pt2", "c"],
     )
-    outcome, _ = run(undisturbed)
+    outcome, _ = run(folder)
     assert outcome.error is None, outcome.error
-
-    for lost in range(len(recipe)):
-        with pytest.raises(_LostError):
-            run_folder(disturbed, report_progress=_lose_at(lost))
-    outcome, progress = run(disturbed)
-    assert outcome.error is None, outcome.error
-    assert not any(line.message and line.message.startswith("Epoch") for line in progress)  # nothing is learned again
-    report = report_of(undisturbed)
-    for file in report.files:
-        assert (undisturbed / "outputs" / file.name).read_bytes() == (disturbed / "outputs" / file.name).read_bytes()
-
+    report = report_of(folder)
     assigned = {layer["layer"]: layer["bits"] for layer in report.steps[2].details["layers"]}
     assert {layer.name: layer.bits for layer in report.layers} == assigned
     assert {layer["layer"]: layer["weight_bits"] for layer in report.steps[3].details["layers"]} == assigned
@@ -215,13 +207,137 @@ def test_q9_precision_is_carried_to_the_integers_and_survives_an_interruption(tm
     assert report.steps[2].predicted_change_pp is not None
 
 
+def test_goal_is_searched_for_and_the_search_survives_an_interruption(tmp_path: Path, model: Path) -> None:
+    x, y = digits()
+    data = {"selection": {"x": x[900:], "y": y[900:]}}
+    goal = {"max_accuracy_drop_pp": 1.0, "minimise": "bytes", "deadline_seconds": 3600}
+    undisturbed, disturbed = (
+        lay_out_job(tmp_path / name, model, data, recipe=[], goal=goal, outputs=["onnx"]) for name in ("one", "two")
+    )
+    outcome, progress = run(undisturbed)
+    assert outcome.error is None, outcome.error
+    assert [output.kind for output in outcome.outputs] == ["model", "report", "figure"]
+    report = report_of(undisturbed)
+    found = report.search
+    assert found is not None
+    assert found.ended == "exhausted"
+    assert found.abandoned == ()
+    assert report.provenance.recipe == found.candidates[found.delivered - 1].recipe
+    assert report.files[0].size.bytes == found.candidates[found.delivered - 1].bytes
+    allowed = [each for each in found.candidates if each.drop_bound_pp <= 1.0 + 1e-9]
+    assert [each.number for each in found.candidates if each.meets_goal] == [each.number for each in allowed]
+    assert report.files[0].size.bytes == min(each.bytes for each in allowed) < found.candidates[0].bytes
+    assert found.delivered in found.front
+    assert any("best so far" in (line.message or "") for line in progress)
+
+    for words in ("Predicting what 3 bits", "Candidate 2: Quantizing", "Candidate 4: Quantizing"):
+        with pytest.raises(_LostError):
+            run_folder(disturbed, report_progress=_lose_at_words(words))
+    outcome, progress = run(disturbed)
+    assert outcome.error is None, outcome.error
+    assert not any((line.message or "").startswith("Candidate 1:") for line in progress)  # it isn't tried again
+    again = report_of(disturbed).search
+    assert again is not None
+    timeless = {"seconds": 0.0}
+    assert [each.model_copy(update=timeless) for each in again.candidates] == [
+        each.model_copy(update=timeless) for each in found.candidates
+    ]
+    for name in ("model.onnx", "front.svg"):
+        assert (undisturbed / "outputs" / name).read_bytes() == (disturbed / "outputs" / name).read_bytes()
+
+
+def test_search_ends_at_its_deadline_and_the_verdict_says_what_was_missed(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, y = digits()
+    goal = {"max_accuracy_drop_pp": 1.0, "constraints": {"max_bytes": 1000}, "deadline_seconds": 10}
+    folder = lay_out_job(
+        tmp_path / "job", model, {"selection": {"x": x[900:], "y": y[900:]}}, recipe=[], goal=goal, outputs=["onnx"]
+    )
+
+    def elapsed(_: Clock) -> float:
+        """Time is up once the original and two candidates were measured."""
+        return 11.0 if len(list(folder.glob("work/checkpoints/search/*/candidate.json"))) == 3 else 1.0
+
+    monkeypatch.setattr(Clock, "elapsed", property(elapsed))
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    assert report.search is not None
+    assert report.search.ended == "deadline"
+    assert len(report.search.candidates) == 2
+    assert report.search.delivered in (1, 2)
+    assert not report.verdict.limits_kept
+    size = report.files[0].size.bytes
+    assert f"the file has {size:,} bytes, which is {size - 1000:,} more than 1,000" in report.verdict.sentence
+
+
+def lay_out_search(folder: Path, model: Path) -> Path:
+    """A job that searches for a small file, for an hour if it must."""
+    x, y = digits()
+    goal = {"max_accuracy_drop_pp": 1.0, "minimise": "bytes", "deadline_seconds": 3600}
+    return lay_out_job(
+        folder, model, {"selection": {"x": x[900:], "y": y[900:]}}, recipe=[], goal=goal, outputs=["onnx"]
+    )
+
+
+def test_search_that_is_finished_early_delivers_the_best_so_far(tmp_path: Path, model: Path) -> None:
+    folder = lay_out_search(tmp_path / "job", model)
+
+    def finish(progress: Progress) -> None:
+        if "(best so far: " in (progress.message or ""):
+            (folder / "finish").touch()
+
+    outcome = run_folder(folder, report_progress=finish)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    assert report.search is not None
+    assert report.search.ended == "finished"
+    assert report.search.delivered == report.search.candidates[0].number == 1
+    assert report.files[0].size.bytes == report.search.candidates[0].bytes
+    assert report.provenance.recipe == report.search.candidates[0].recipe
+
+
+def test_search_that_is_finished_before_it_found_anything_gives_back_the_uploaded_model(
+    tmp_path: Path, model: Path
+) -> None:
+    folder = lay_out_search(tmp_path / "job", model)
+    (folder / "finish").touch()
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    assert report.search is not None
+    assert (report.search.ended, report.search.candidates, report.search.delivered) == ("finished", (), 0)
+    assert report.change is not None
+    assert report.change.change_pp == 0
+    assert report.verdict.limits_kept
+    assert report.verdict.sentence.endswith(
+        "The search was finished before it had measured any recipe: this is the uploaded model."
+    )
+
+
+def test_interrupted_search_that_is_then_finished_delivers_what_the_first_attempt_found(
+    tmp_path: Path, model: Path
+) -> None:
+    folder = lay_out_search(tmp_path / "job", model)
+    with pytest.raises(_LostError):
+        run_folder(folder, report_progress=_lose_at_words("Candidate 2:"))
+    (folder / "finish").touch()
+    outcome, progress = run(folder)
+    assert outcome.error is None, outcome.error
+    found = report_of(folder).search
+    assert found is not None
+    assert (found.ended, found.delivered, len(found.candidates)) == ("finished", 1, 1)
+    assert not any("Candidate" in (line.message or "") for line in progress)
+
+
 class _LostError(BaseException):
     """Ends a job as suddenly as a signal does: nothing in it catches this."""
 
 
-def _lose_at(step: int) -> Callable[[Progress], None]:
+def _lose_at_words(words: str) -> Callable[[Progress], None]:
     def report(progress: Progress) -> None:
-        if progress.type == "progress" and progress.step == step:
+        if words in (progress.message or ""):
             raise _LostError
 
     return report

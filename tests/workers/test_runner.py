@@ -147,6 +147,44 @@ def test_killed_job_goes_on_from_its_checkpoint_and_ends_in_the_same_bytes(
         assert digest(folder / "outputs" / name) == digest(finished[0] / "outputs" / name)
 
 
+def test_job_that_is_killed_in_each_of_its_steps_ends_in_the_bytes_of_one_that_is_not(
+    tmp_path: Path, model: Path
+) -> None:
+    """Masks and bits that steps hand on survive; and two undisturbed runs are alike."""
+    x, y = digits()
+    recipe = [
+        {"kind": "prune_weights", "max_drop_pp": 2.0, "rate_step": 0.3},
+        {"kind": "finetune", "epochs": 1, "batch_size": 32, "learning_rate": 0.001},
+        {"kind": "assign_precision", "bits": [8, 4, 2], "max_drop_pp": 2.0, "learning": {"batch_size": 32}},
+        {"kind": "quantize_fixed_point", "calibration_images": 100},
+    ]
+    first, second, killed = (
+        lay_out_job(
+            tmp_path / name,
+            model,
+            {"selection": {"x": x[900:], "y": y[900:]}},
+            recipe=recipe,
+            outputs=["onnx", "pt2", "c"],
+        )
+        for name in ("first", "second", "killed")
+    )
+    run(first)
+    run(second)
+    for step in range(len(recipe)):
+        with start(killed) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if Progress.model_validate_json(line).step == step:
+                    process.kill()
+        assert process.returncode == -signal.SIGKILL
+        assert not (killed / "result.json").exists()
+    run(killed)
+    for name in ("model.onnx", "model.pt2", "model.c.zip"):
+        assert (
+            digest(first / "outputs" / name) == digest(second / "outputs" / name) == digest(killed / "outputs" / name)
+        )
+
+
 def test_refusal_is_a_result(tmp_path: Path, model: Path) -> None:
     folder = lay_out_job(tmp_path / "job", model, {})
     run(folder)

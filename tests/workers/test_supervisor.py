@@ -18,7 +18,7 @@ from sqlalchemy.orm import Session
 
 from jobs.database import now
 from jobs.recipe import JobRequest
-from jobs.repository.lifecycle import claim_job, reap_lost_jobs, request_cancel
+from jobs.repository.lifecycle import claim_job, reap_lost_jobs, request_cancel, request_finish
 from jobs.states import JobState, UploadState
 from jobs.tables import JobRow, ModelRow
 from tests.faults.installation import Action, Installation
@@ -364,6 +364,61 @@ def test_cancel_takes_effect_within_three_seconds_with_default_settings(
     installation.close()
 
 
+@pytest.mark.parametrize("isolated", [True, False], ids=["sandboxed", "open"])
+def test_wish_to_finish_reaches_the_runner_of_this_attempt_and_of_the_next(
+    isolated: bool, installation: Installation, background: ThreadPoolExecutor
+) -> None:
+    supervisor = installation.supervisor(**{"isolation": detect()} if isolated else {})
+    job_id = installation.submit(
+        ("tick", {"count": 1, "seconds": 0}), ("wait_for", "finish"), ("crash_first_time", 9), SUCCEED
+    )
+    running = start(background, supervisor, job_id)
+    wait_until_ticking(installation, job_id)
+    installation.change(request_finish, job_id)
+    running.result(timeout=10)
+    assert (installation.job(job_id).state, installation.job(job_id).attempt) == (JobState.QUEUED, 1)
+    supervisor.run_job(job_id)
+    installation.check_history(job_id)
+    assert (installation.job(job_id).state, installation.job(job_id).attempt) == (JobState.SUCCEEDED, 2)
+    assert [event.type for event in installation.events(job_id) if event.type != "progress"] == [
+        "queued", "running", "finish_requested", "queued", "running", "succeeded",
+    ]  # fmt: skip
+
+
+def test_runner_is_not_told_to_finish_unless_that_is_wanted(installation: Installation, supervisor: Supervisor) -> None:
+    wish = {"from": "finish", "to": "outputs/seen"}
+    seen = ("result", {"outputs": [{"path": "seen", "kind": "model", "media_type": "a/b"}]})
+    job_id = installation.submit(("sleep", 1), ("copy", wish), seen)
+    supervisor.run_job(job_id)
+    assert installation.artifact_text(installation.artifacts(job_id)["seen"]) == "nothing"
+
+
+def test_link_in_the_place_of_the_wish_to_finish_is_not_followed(
+    installation: Installation, background: ThreadPoolExecutor, tmp_path: Path
+) -> None:
+    target = tmp_path / "made by the supervisor"
+    job_id = installation.submit(
+        ("link", {"path": "finish", "to": str(target)}), ("tick", {"count": 1, "seconds": 0}), ("sleep", 1.5), SUCCEED
+    )
+    running = start(background, installation.supervisor(), job_id)
+    wait_until_ticking(installation, job_id)
+    installation.change(request_finish, job_id)
+    running.result(timeout=10)
+    assert installation.job(job_id).state == JobState.SUCCEEDED
+    assert not target.exists()
+
+
+def test_cancel_outweighs_a_wish_to_finish(installation: Installation, background: ThreadPoolExecutor) -> None:
+    job_id = installation.submit(("tick", {"count": 600, "seconds": 60}), SUCCEED)
+    installation.change(request_finish, job_id)
+    running = start(background, installation.supervisor(), job_id)
+    wait_until_ticking(installation, job_id)
+    installation.change(request_cancel, job_id)
+    running.result(timeout=10)
+    installation.check_history(job_id)
+    assert installation.job(job_id).state == JobState.CANCELLED
+
+
 def test_stopping_gives_the_job_back_without_spending_an_attempt(
     installation: Installation, background: ThreadPoolExecutor
 ) -> None:
@@ -430,7 +485,7 @@ def test_short_outage_of_the_database_costs_nothing(
     with monkeypatch.context() as outage:
         for name in (
             "lease.renew_lease",
-            "lease.is_cancel_requested",
+            "lease.wishes_for",
             "progress_reporter.record_progress",
             "supervisor.succeed_job",
         ):

@@ -87,7 +87,7 @@ def quantize_fixed_point(
     plan = make_plan(fold_batchnorm(graph))
     on_progress(0.0, "Measuring distributions, choosing fractional lengths", {})
     prepared = prepare(plan, step, around.calibration, observer)
-    walk = Walk(plan, step, prepared.codings, prepared.batches, precision=precision or {})
+    walk = Walk(plan, step, prepared.codings, prepared.batches, precision={**(precision or {}), **step.layer_bits})
     for number, planned in enumerate(plan.operations):
         on_progress(0.3 + 0.6 * number / len(plan.operations), f"Quantizing {planned.output}", {})
         walk.take(planned)

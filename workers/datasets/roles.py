@@ -13,8 +13,8 @@ from itertools import combinations
 
 import numpy as np
 
+from jobs.data_roles import Role, split_of
 from jobs.errors import RecipeRefused
-from jobs.preflight import Role, split_of
 from jobs.report import DataReport
 from workers.datasets.dataset import Dataset, Indices
 from workers.datasets.inspect_dataset import Hashes, image_hashes

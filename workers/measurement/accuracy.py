@@ -5,6 +5,7 @@ level also where few images flip, and has a width where none does. The p-value i
 """
 
 import math
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -35,6 +36,19 @@ def accuracy_change(before: Right, after: Right) -> AccuracyChange:
         gained=gained,
         p_value=mcnemar_p_value(lost, gained),
     )
+
+
+def least_change_pp(before: Right, after: Right, confidence: float) -> float:
+    """The change of accuracy, in percentage points, that the true one isn't below with this confidence (Tango, one-sided).
+
+    Where no answer flips, that is nearly zero; at 0.5 it is the change that was observed.
+    """
+    lost, gained, images = int((before & ~after).sum()), int((~before & after).sum()), len(before)
+    estimate = (gained - lost) / images
+    z = NormalDist().inv_cdf(confidence)
+    if z <= 0:
+        return 100 * estimate
+    return 100 * _solve(lost, gained, images, z, low=-1.0, high=estimate)
 
 
 def mcnemar_p_value(lost: int, gained: int) -> float:

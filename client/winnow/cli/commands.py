@@ -102,12 +102,19 @@ def retry(session: Session, arguments: argparse.Namespace) -> ExitCode:
 
 
 def follow(session: Session, arguments: argparse.Namespace) -> ExitCode:
-    return _follow_to_end(session, arguments.job, arguments)
+    return _follow_to_end(session, session.client.job(arguments.job), arguments)
 
 
 def cancel(session: Session, arguments: argparse.Namespace) -> ExitCode:
     job = session.client.cancel(arguments.job)
     session.show(job.document, lambda: f"{job.id} is {job.state}")
+    return ExitCode.OK
+
+
+def finish(session: Session, arguments: argparse.Namespace) -> ExitCode:
+    job = session.client.finish(arguments.job)
+    ending = job.state if job.is_final else f"{job.state}, and ends with the best that it has found"
+    session.show(job.document, lambda: f"{job.id} is {ending}")
     return ExitCode.OK
 
 
@@ -125,13 +132,14 @@ def report(session: Session, arguments: argparse.Namespace) -> ExitCode:
 
 def compress(session: Session, arguments: argparse.Namespace) -> ExitCode:
     """Everything in one go: upload, submit, follow, download, report."""
-    job = session.client.submit(_ready_request(session, arguments))
+    wanted = request_of(arguments)
+    job = session.client.submit(_with_ids(session, wanted))
     session.say(f"job {job.id}")
-    job = _follow(session, job.id, arguments)
+    job = _follow(session, job, arguments)
     if job.state != "succeeded":
         session.show({"job": job.document}, lambda: _ending(job))
         return ExitCode.JOB_FAILED
-    output = arguments.output or Path(f"{Path(arguments.model).stem}-compressed")
+    output = arguments.output or Path(f"{Path(wanted['model']).stem}-compressed")
     paths = _download(session, job.id, output)
     document = session.client.report(job.id)
     session.show(
@@ -157,9 +165,13 @@ def _list_uploads(session: Session, uploads: Iterable[Upload]) -> ExitCode:
 
 
 def _ready_request(session: Session, arguments: argparse.Namespace) -> Document:
+    return _with_ids(session, request_of(arguments))
+
+
+def _with_ids(session: Session, wanted: Document) -> Document:
     """The request with every file uploaded and read by a worker."""
     uploader = Uploader(lambda kind, path: _upload(session, kind, path))
-    request = uploader.resolved(request_of(arguments))
+    request = uploader.resolved(wanted)
     for uploaded in uploader.uploads:
         ready = session.client.wait_ready(uploaded)
         session.say(tables.upload_summary(ready))
@@ -171,43 +183,46 @@ def _started(session: Session, arguments: argparse.Namespace, job: Job) -> ExitC
         session.show(job.document, lambda: job.id)
         return ExitCode.OK
     session.say(f"job {job.id}")
-    return _follow_to_end(session, job.id, arguments)
+    return _follow_to_end(session, job, arguments)
 
 
-def _follow(session: Session, job_id: str, arguments: argparse.Namespace) -> Job:
+def _follow(session: Session, job: Job, arguments: argparse.Namespace) -> Job:
     """Show the job until it has ended. It goes on when the user leaves, unless they asked for the opposite."""
     try:
-        return show_job(session.progress, session.client.watch(job_id))
+        return show_job(session.progress, session.client.watch(job.id))
     except KeyboardInterrupt:
-        _leave(session, job_id, cancel=arguments.cancel_on_interrupt)
+        _leave(session, job, cancel=arguments.cancel_on_interrupt)
         raise
 
 
-def _list_events(session: Session, job_id: str, arguments: argparse.Namespace) -> Job:
+def _list_events(session: Session, job: Job, arguments: argparse.Namespace) -> Job:
     """Print the job's events, a JSON object a line, until it has ended."""
     try:
-        for event in session.client.follow(job_id):
+        for event in session.client.follow(job.id):
             session.print_line({"event": asdict(event)})
     except KeyboardInterrupt:
-        _leave(session, job_id, cancel=arguments.cancel_on_interrupt)
+        _leave(session, job, cancel=arguments.cancel_on_interrupt)
         raise
-    return session.client.job(job_id)
+    return session.client.job(job.id)
 
 
-def _leave(session: Session, job_id: str, *, cancel: bool) -> None:
+def _leave(session: Session, job: Job, *, cancel: bool) -> None:
     if cancel:
-        session.client.cancel(job_id)
-        session.say(f"cancelled {job_id}")
-    else:
-        session.say(f"{job_id} goes on: see it with `winnow follow {job_id}`, stop it with `winnow cancel {job_id}`")
+        session.client.cancel(job.id)
+        session.say(f"cancelled {job.id}")
+        return
+    ways = [f"see it with `winnow follow {job.id}`", f"stop it with `winnow cancel {job.id}`"]
+    if job.document["request"].get("goal"):
+        ways.append(f"have the best that it has found with `winnow finish {job.id}`")
+    session.say(f"{job.id} goes on: {', '.join(ways)}")
 
 
-def _follow_to_end(session: Session, job_id: str, arguments: argparse.Namespace) -> ExitCode:
+def _follow_to_end(session: Session, job: Job, arguments: argparse.Namespace) -> ExitCode:
     if session.as_json:
-        job = _list_events(session, job_id, arguments)
+        job = _list_events(session, job, arguments)
         session.print_line({"job": job.document})
     else:
-        job = _follow(session, job_id, arguments)
+        job = _follow(session, job, arguments)
         session.show(job.document, lambda: _ending(job))
     return _kept(session.client.report(job.id)) if job.state == "succeeded" else ExitCode.JOB_FAILED
 

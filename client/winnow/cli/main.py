@@ -77,11 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     asking = _request_parser()
-    naming = argparse.ArgumentParser(add_help=False)
-    naming.add_argument("--model", metavar="ID|FILE")
-
     compress = add("compress", commands.compress, "upload, compress, download and report in one go", asking, following)
-    compress.add_argument("model", metavar="MODEL", help="id or file of the model")
     compress.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: MODEL-compressed")
     upload = add("upload", commands.upload, "upload a model or a dataset")
     upload.add_argument("kind", choices=("model", "data"))
@@ -91,13 +87,14 @@ def build_parser() -> argparse.ArgumentParser:
     add("datasets", commands.datasets, "list the datasets")
     add("jobs", commands.jobs, "list the jobs")
     add("steps", commands.steps, "list the steps that a recipe can have")
-    add("check", commands.check, "say whether a job could run, without starting it", asking, naming)
-    submit = add("submit", commands.submit, "start a job", asking, naming, following)
+    add("check", commands.check, "say whether a job could run, without starting it", asking)
+    submit = add("submit", commands.submit, "start a job", asking, following)
     retry = add("retry", commands.retry, "start a job again, as a new one", following, job=True)
     for command in (submit, retry):
         command.add_argument("--follow", action="store_true", help="show the job until it has ended")
     add("follow", commands.follow, "show a job until it has ended", following, job=True)
-    add("cancel", commands.cancel, "stop a job", job=True)
+    add("cancel", commands.cancel, "stop a job and throw away what it has done", job=True)
+    add("finish", commands.finish, "end a search early, with the best that it has found", job=True)
     download = add("download", commands.download, "save what a job delivered", job=True)
     download.add_argument("-o", "--output", type=Path, metavar="DIR", help="default: a folder named after the job")
     add("report", commands.report, "show a finished job's report", job=True)
@@ -107,7 +104,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _request_parser() -> argparse.ArgumentParser:
     """The flags of which `requests.request_of` makes a job."""
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--recipe", type=Path, metavar="FILE", help="a request, or its list of steps, in JSON or TOML")
+    parser.add_argument("named_model", nargs="?", metavar="MODEL", help="id or file of the model")
+    parser.add_argument("--model", metavar="ID|FILE", help="the same, as a flag")
+    parser.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="a request, with steps or a goal, or its list of steps, in JSON or TOML",
+    )
 
     data = parser.add_argument_group("data, each an id or a file")
     data.add_argument("--data", dest="selection", metavar="ID|FILE", help="one dataset for all, split by class")
@@ -122,9 +126,23 @@ def _request_parser() -> argparse.ArgumentParser:
     pixels.add_argument("--resize", type=int, metavar="PX", help="image folders: shorter side after resizing")
     pixels.add_argument("--crop", type=int, metavar="PX", help="image folders: square cut from the centre")
 
-    steps = parser.add_argument_group("steps (`winnow steps` lists all that a recipe file can say)")
-    steps.add_argument("--prune", action="store_true", help="prune weights; implied by the other pruning flags")
-    steps.add_argument("--max-drop", type=float, metavar="PP", help="accuracy that pruning may spend")
+    goal = parser.add_argument_group("what to reach: the server searches for the steps and their settings")
+    goal.add_argument("--minimise", choices=("latency", "bytes", "operations"), help="of the file that --runtime opens")
+    goal.add_argument(
+        "--max-drop", type=float, metavar="PP", help="accuracy that you can spare, in percentage points; 1.0 if not given. Without "
+        "--minimise: accuracy that pruning may spend",
+    )  # fmt: skip
+    goal.add_argument("--max-bytes", type=int, metavar="N", help="size that the file must keep to")
+    goal.add_argument("--max-latency", type=_number, metavar="MS", help="median time of one inference to keep to")
+    goal.add_argument(
+        "--confidence", type=float, metavar="P", help="how sure to be that new images keep the limit; 0.8 if not given"
+    )
+    goal.add_argument(
+        "--search-seconds", type=int, metavar="N", help="then the best so far is delivered; 600 if not given"
+    )
+
+    steps = parser.add_argument_group("or what to do, in steps (`winnow steps` lists all that a recipe file can say)")
+    steps.add_argument("--prune", action="store_true", help="prune weights; implied by --max-drop and the next four")
     steps.add_argument("--reference", choices=("baseline", "layer_start", "progressive"))
     steps.add_argument("--scope", choices=("layer", "global"))
     steps.add_argument("--distribution", choices=("normal", "empirical"))

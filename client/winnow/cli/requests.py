@@ -1,10 +1,13 @@
-"""A job's request, from a recipe file, from flags, or from both: flags say what the file leaves open."""
+"""A job's request, from a recipe file, from flags, or from both: flags say what the file leaves open.
+
+What to do is said by steps, or by a goal for which the server searches the steps; never by both.
+"""
 
 import argparse
 import json
 import re
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +18,7 @@ PREFIXES: Final[dict[Kind, str]] = {"model": "mdl", "dataset": "dst"}
 
 # Flag of the command line -> place in the request. A step's flags are gathered under the kind of the step.
 PLACES: Final = {
+    "named_model": ("model",),
     "model": ("model",),
     "train": ("data", "train"),
     "selection": ("data", "selection"),
@@ -43,11 +47,51 @@ PRUNE_FLAGS: Final = {
 PRECISION_FLAGS: Final = {"assign_precision": "bits", "precision_drop": "max_drop_pp", "statistics": "statistics"}
 QUANTIZE_FLAGS: Final = {"weight_bits": "weight_bits", "activation_bits": "activation_bits"}
 FINETUNE_FLAGS: Final = {"finetune_epochs": "epochs", "learning_rate": "learning_rate"}
+STEP_FLAGS: Final = ("prune", *PRUNE_FLAGS, *FINETUNE_FLAGS, *PRECISION_FLAGS, "quantize", *QUANTIZE_FLAGS)
+
+GOAL_PLACES: Final = {
+    "minimise": ("goal", "minimise"),
+    "max_drop": ("goal", "max_accuracy_drop_pp"),
+    "max_bytes": ("goal", "constraints", "max_bytes"),
+    "max_latency": ("goal", "constraints", "max_latency_ms"),
+    "confidence": ("goal", "confidence"),
+    "search_seconds": ("goal", "deadline_seconds"),
+}
 
 
 def request_of(arguments: argparse.Namespace) -> Document:
     """The request as the user wrote it: models and data may still be files instead of ids."""
     request = _read_recipe(arguments.recipe) if arguments.recipe else {}
+    if arguments.minimise is not None or request.get("goal") is not None:
+        _refuse_steps(request, arguments)
+        _put_given(request, arguments, GOAL_PLACES)
+    else:
+        _add_steps(request, arguments)
+    if arguments.named_model is not None and arguments.model is not None:
+        raise WinnowError(f"which model? {arguments.named_model} and --model {arguments.model} are two; leave one out")
+    _put_given(request, arguments, PLACES)
+    if not request.get("model"):
+        raise WinnowError("which model? Give its id or its file, by itself or after --model")
+    return request
+
+
+def _refuse_steps(request: Document, arguments: argparse.Namespace) -> None:
+    """With a goal the server finds the steps. `--max-drop` belongs to either."""
+    if request.get("recipe"):
+        raise WinnowError(
+            f"{arguments.recipe} says the steps, but a goal (--minimise) has them searched for; leave out one of the two"
+        )
+    given = [flag for flag in STEP_FLAGS if flag != "max_drop" and getattr(arguments, flag) not in (None, False)]
+    if given:
+        raise WinnowError(
+            f"a goal (--minimise) has the steps and their settings searched for; leave out {_as_flags(given)}, or the goal"
+        )
+
+
+def _add_steps(request: Document, arguments: argparse.Namespace) -> None:
+    orphans = [flag for flag in GOAL_PLACES if flag != "max_drop" and getattr(arguments, flag) is not None]
+    if orphans:
+        raise WinnowError(f"{_as_flags(orphans)} belong to a goal: add --minimise latency, bytes or operations")
     steps = _steps(arguments)
     if steps and "recipe" in request:
         raise WinnowError(
@@ -57,15 +101,9 @@ def request_of(arguments: argparse.Namespace) -> Document:
         request["recipe"] = steps
     if not request.get("recipe"):
         raise WinnowError(
-            "what shall be done? Give --prune, --quantize, --assign-precision 8,4, --finetune-epochs N, or --recipe FILE"
+            "what shall be done? Say what to reach, with --minimise latency, bytes or operations; or what to do, with --prune, "
+            "--quantize, --assign-precision 8,4, --finetune-epochs N, or --recipe FILE"
         )
-    for flag, place in PLACES.items():
-        value = getattr(arguments, flag, None)
-        if value is not None:
-            _put(request, place, value)
-    if not request.get("model"):
-        raise WinnowError("which model? Give --model with an id or a file")
-    return request
 
 
 def _steps(arguments: argparse.Namespace) -> list[Document]:
@@ -102,6 +140,17 @@ def _given(arguments: argparse.Namespace, flags: dict[str, str]) -> Document:
     return {field: value for field, value in values.items() if value is not None}
 
 
+def _as_flags(names: Sequence[str]) -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in names)
+
+
+def _put_given(request: Document, arguments: argparse.Namespace, places: Mapping[str, tuple[str, ...]]) -> None:
+    for flag, place in places.items():
+        value = getattr(arguments, flag)
+        if value is not None:
+            _put(request, place, value)
+
+
 def _put(request: Document, place: tuple[str, ...], value: Any) -> None:  # whatever JSON can say
     *folders, name = place
     for folder in folders:
@@ -110,7 +159,7 @@ def _put(request: Document, place: tuple[str, ...], value: Any) -> None:  # what
 
 
 def _read_recipe(path: Path) -> Document:
-    """A whole request, or just the list of its steps, as JSON or TOML."""
+    """A whole request, with steps or with a goal, or just the list of its steps, as JSON or TOML."""
     document = _read_document(path)
     if isinstance(document, list):
         return {"recipe": document}

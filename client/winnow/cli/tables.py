@@ -1,8 +1,9 @@
 """Lists and reports, for reading."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
@@ -12,6 +13,8 @@ from winnow.errors import FieldError
 from winnow.resources import Document, Job, Upload
 
 Number = int | float
+
+MOST_CANDIDATES: Final = 15  # rows of a search
 
 
 def uploads_table(uploads: Iterable[Upload]) -> Table:
@@ -46,8 +49,19 @@ def check_view(answer: Document) -> RenderableType:
         return Group(Text("This job can't run:"), *(Text(f"  {fault}") for fault in faults))
     lines = ["This job can run."]
     lines += [f"{kind} may change {', '.join(layers)}" for kind, layers in answer["touched_layers"].items()]
-    lines += [f"{name.replace('_', ' ')}: {value}" for name, value in (answer["estimate"] or {}).items()]
+    estimate = {name: value for name, value in (answer["estimate"] or {}).items() if value is not None}
+    lines += [f"{name.replace('_', ' ')}: {_estimated(value)}" for name, value in estimate.items()]
     return Text("\n".join(lines))
+
+
+def _estimated(value: Any) -> str:  # whatever JSON can say
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case {"at_least": least, "at_most": most}:
+            return f"{least:,} to {most:,}"
+        case _:
+            return str(value)
 
 
 def upload_summary(upload: Upload) -> str:
@@ -64,14 +78,18 @@ def upload_summary(upload: Upload) -> str:
 
 
 def report_view(report: Document) -> RenderableType:
-    """The report as one page: verdict, before and after, files, steps, warnings."""
+    """The report as one page: verdict, before and after, files, the search if there was one, steps, warnings."""
     parts: list[RenderableType] = [Text(report["verdict"]["sentence"], style="bold"), Text()]
     parts += [Text(f"missed: {missed}", style="red") for missed in report["verdict"]["missed"]]
-    parts += [_before_after(report), Text(), _files(report), Text(), _steps(report)]
+    parts += [_before_after(report), Text(), _files(report), Text()]
+    if report.get("search"):
+        parts += [*_search(report["search"]), Text()]
+    parts.append(_steps(report))
     notes = [f"{file['name']}: {note}" for file in report["files"] for note in file["notes"]]
     warnings = [*notes, *report["warnings"]]
     warnings += [f"{data['role']} data: {warning}" for data in report["data"] for warning in data["warnings"]]
     warnings += [f"{step['kind']}: {warning}" for step in report["steps"] for warning in step["warnings"]]
+    warnings += [f"search: {abandoned}" for abandoned in (report.get("search") or {}).get("abandoned", ())]
     if warnings:
         parts += [Text(), Text("Notes and warnings"), *(Text(f"- {warning}") for warning in warnings)]
     return Group(*parts)
@@ -133,6 +151,82 @@ def _steps(report: Document) -> Table:
             _or_dash(step["measured_change_pp"], "{:+.2f} pp"),
         )
     return table
+
+
+def _search(search: Document) -> list[RenderableType]:
+    """What was tried: the uploaded model, then those that no other beats, then as many others as fit on a page."""
+    endings = {
+        "exhausted": "until nothing was left to try",
+        "deadline": "until time was up",
+        "finished": "until it was told to finish",
+    }
+    ending = endings[search["ended"]]
+    tried = [candidate for candidate in search["candidates"] if candidate["number"] != search["original"]["number"]]
+    shown = _worth_showing(search, tried)
+    table = _table(">tried", "steps", ">drop", ">bytes", ">median ms", ">bit operations", "")
+    for candidate in [search["original"], *shown]:
+        table.add_row(
+            str(candidate["number"]),
+            Text(_recipe_words(candidate["recipe"])),
+            f"{candidate['drop_pp']:.2f} pp",
+            f"{candidate['bytes']:,}",
+            _or_dash(candidate["latency_ms"], "{:.3f}"),
+            f"{candidate['operations']:,}",
+            _marks(candidate, search),
+        )
+    heading = Text(
+        f"Search: {len(tried)} recipes tried in {search['seconds']:.0f} s, {ending}; drops on selection images"
+    )
+    left_out = len(tried) - len(shown)
+    return [heading, table, *([Text(f"and {left_out} more in the report as JSON")] if left_out else [])]
+
+
+def _worth_showing(search: Document, tried: list[Document]) -> list[Document]:
+    """The delivered one and the front first, the others as they were tried; not more than a page holds."""
+    front = [search["delivered"], *search["front"]]
+    ordered = sorted(tried, key=lambda candidate: (candidate["number"] not in front, candidate["number"]))
+    kept = sorted(ordered, key=lambda candidate: candidate["number"] != search["delivered"])[: MOST_CANDIDATES - 1]
+    return [candidate for candidate in ordered if candidate in kept]
+
+
+def _marks(candidate: Document, search: Document) -> str:
+    number = candidate["number"]
+    marks = {
+        "delivered": number == search["delivered"],
+        "front": number in search["front"],
+        "misses the goal": not candidate["meets_goal"],
+    }
+    return ", ".join(mark for mark, is_set in marks.items() if is_set)
+
+
+def _recipe_words(recipe: list[Document]) -> str:
+    return ", then ".join(map(_step_words, recipe)) or "the uploaded model"
+
+
+def _step_words(step: Document) -> str:
+    """A step by the settings that tell most about it, such as `quantize_fixed_point 8 bits`."""
+    words = [step["kind"]]
+    match step:
+        case {"kind": "quantize_fixed_point"}:
+            words.append(_weight_bits_words(step.get("weight_bits", 8), (step.get("layer_bits") or {}).values()))
+        case {"kind": "assign_precision", "bits": bits}:
+            words.append("/".join(map(str, bits)) + " bits")
+        case {"stop": {"target_sparsity": float(sparsity)}}:
+            words.append(f"{sparsity:.0%} zeros")
+        case {"rate": float(rate)}:
+            words.append(f"{rate:.0%} of positions")
+        case {"max_drop_pp": drop}:
+            words.append(f"{drop} pp")
+        case {"epochs": epochs}:
+            words.append(f"{epochs} epochs")
+    return " ".join(words) + (" + training" if step.get("training") else "")
+
+
+def _weight_bits_words(of_most: int, of_single_layers: Iterable[int]) -> str:
+    """Such as `8 bits, 4 in 12 layers, 2 in 3 layers`."""
+    counts = sorted(Counter(of_single_layers).items(), reverse=True)
+    exceptions = (f"{bits} in {count} layer{'s' if count > 1 else ''}" for bits, count in counts)
+    return ", ".join([f"{of_most} bits", *exceptions])
 
 
 def _table(*headings: str) -> Table:

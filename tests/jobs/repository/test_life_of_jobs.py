@@ -25,6 +25,7 @@ from jobs.repository.lifecycle import (
     record_progress,
     renew_lease,
     request_cancel,
+    request_finish,
     submit_job,
     succeed_job,
 )
@@ -38,6 +39,7 @@ RETRY_DELAY_SECONDS = 4
 REMINDER_SECONDS = 60
 LIVE = ("running", "cancelling")
 ERROR = JobError(code=ErrorCode.RUNNER_CRASHED, message="It crashed.")
+NO_STATES = ("note", "finish_requested")  # events that change none
 RESULT = NewArtifact(name="model.onnx", kind="model", media_type="x/y", size_bytes=1, sha256=digest_of("result"))
 
 
@@ -52,6 +54,7 @@ class Expected:
     told: list[str] = field(default_factory=lambda: ["queued"])
     tokens: list[str] = field(default_factory=list)  # of all claims; the last one holds while the job is live
     lease_expires_at: datetime | None = None
+    finish_requested_at: datetime | None = None
 
     def becomes(self, state: str) -> None:
         self.state = state
@@ -121,7 +124,8 @@ class LifeOfJobs(RuleBasedStateMachine):
             return
         assert holds
         expected = self.expected[job_id]
-        assert beat.cancel_requested == (expected.state == "cancelling")
+        assert beat.cancel == (expected.state == "cancelling")
+        assert beat.finish == (expected.finish_requested_at is not None)
         expected.lease_expires_at = self.clock() + timedelta(seconds=LEASE_SECONDS)
 
     @rule(job_id=jobs, age=recent, count=st.integers(min_value=0, max_value=3))
@@ -175,6 +179,22 @@ class LifeOfJobs(RuleBasedStateMachine):
         elif expected.state == "running":
             expected.becomes("cancelling")
 
+    @rule(job_id=jobs)
+    def finish(self, job_id: str) -> None:
+        expected = self.expected[job_id]
+        is_repeated = expected.finish_requested_at is not None
+        allowed = expected.state in ("queued", "running") or (is_repeated and expected.state == "succeeded")
+        try:
+            with self.database.writing() as session:
+                request_finish(session, job_id)
+        except IllegalTransition:
+            assert not allowed
+            return
+        assert allowed
+        if not is_repeated:
+            expected.finish_requested_at = self.clock()
+            expected.told.append("finish_requested")
+
     @rule()
     def reap(self) -> None:
         with self.database.writing() as session:
@@ -225,6 +245,7 @@ class LifeOfJobs(RuleBasedStateMachine):
     def check_row(self, row: JobRow, expected: Expected) -> None:
         assert (row.state, row.attempt, row.available_at) == (expected.state, expected.attempt, expected.available_at)
         assert row.attempt <= row.max_attempts
+        assert row.finish_requested_at == expected.finish_requested_at
         holder = (expected.tokens[-1], expected.lease_expires_at) if row.state in LIVE else (None, None)
         assert (row.lease_token, row.lease_expires_at) == holder
         assert (row.finished_at is not None) == (row.state in FINAL)
@@ -235,7 +256,7 @@ class LifeOfJobs(RuleBasedStateMachine):
         assert [event.type for event in events] == expected.told
         assert [event.seq for event in events] == list(range(1, row.last_event + 1))
         assert [event.at for event in events] == sorted(event.at for event in events)
-        states = [JobState(event.type) for event in events if event.type != "note"]
+        states = [JobState(event.type) for event in events if event.type not in NO_STATES]
         assert all(after in TRANSITIONS[before] for before, after in pairwise(states))
         assert states[-1] == row.state
         assert states.count(JobState.RUNNING) == len(expected.tokens)

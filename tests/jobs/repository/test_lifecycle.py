@@ -14,6 +14,7 @@ from jobs.repository.lifecycle import (
     IllegalTransition,
     LeaseLost,
     NewArtifact,
+    Wishes,
     claim_job,
     fail_job,
     finish_cancel,
@@ -23,9 +24,11 @@ from jobs.repository.lifecycle import (
     record_progress,
     renew_lease,
     request_cancel,
+    request_finish,
     succeed_job,
 )
 from jobs.repository.queries import artifacts_of
+from jobs.repository.worker_queries import wishes_for
 from jobs.tables import DatasetRow, JobInputRow, JobRow, ModelRow
 from tests.jobs.rows import (
     LEASE_SECONDS,
@@ -69,6 +72,11 @@ def reap(database: Database, *, retry_delay_seconds: float = 2) -> list[str]:
 def cancel(database: Database, job_id: str) -> JobRow | None:
     with database.writing() as session:
         return request_cancel(session, job_id)
+
+
+def finish(database: Database, job_id: str) -> JobRow | None:
+    with database.writing() as session:
+        return request_finish(session, job_id)
 
 
 class TestSubmit:
@@ -154,7 +162,8 @@ class TestLease:
         clock.advance(60)
         with database.writing() as session:
             beat = renew_lease(session, queued_job.id, token, lease_seconds=LEASE_SECONDS)
-        assert not beat.cancel_requested
+        assert not beat.cancel
+        assert not beat.finish
         job = load(database, queued_job.id)
         assert job.lease_expires_at == clock() + timedelta(seconds=LEASE_SECONDS)
         assert job.version == version  # clients see nothing of it
@@ -163,7 +172,7 @@ class TestLease:
         token = claim(database, queued_job.id)
         cancel(database, queued_job.id)
         with database.writing() as session:
-            assert renew_lease(session, queued_job.id, token, lease_seconds=LEASE_SECONDS).cancel_requested
+            assert renew_lease(session, queued_job.id, token, lease_seconds=LEASE_SECONDS).cancel
 
     @pytest.mark.parametrize("write", HOLDERS_WRITES.values(), ids=HOLDERS_WRITES)
     def test_a_stale_token_writes_nothing(
@@ -280,6 +289,90 @@ class TestEnds:
         with database.writing() as session:
             succeed_job(session, queued_job.id, token)
         assert event_types(database, queued_job.id) == ["queued", "running", "cancelling", "succeeded"]
+
+
+class TestFinish:
+    @pytest.mark.parametrize("runs", [False, True], ids=["queued", "running"])
+    def test_the_wish_is_kept_told_once_and_changes_no_state(
+        self, runs: bool, database: Database, queued_job: JobRow, clock: Clock
+    ) -> None:
+        told = ["queued"]
+        if runs:
+            claim(database, queued_job.id)
+            told.append("running")
+        before = load(database, queued_job.id)
+        asked = finish(database, queued_job.id)
+        clock.advance(5)
+        again = finish(database, queued_job.id)
+        assert asked is not None and again is not None
+        assert again.finish_requested_at == asked.finish_requested_at == clock() - timedelta(seconds=5)
+        after = load(database, queued_job.id)
+        assert (after.state, after.version) == (before.state, before.version + 1)
+        assert event_types(database, queued_job.id) == [*told, "finish_requested"]
+
+    def test_renewing_tells_of_a_wish_to_finish(self, database: Database, queued_job: JobRow) -> None:
+        token = claim(database, queued_job.id)
+        finish(database, queued_job.id)
+        with database.writing() as session:
+            beat = renew_lease(session, queued_job.id, token, lease_seconds=LEASE_SECONDS)
+        assert beat == Wishes(cancel=False, finish=True)
+        with database.reading() as session:
+            assert wishes_for(session, queued_job.id) == beat
+
+    def test_the_wish_outlives_a_lost_attempt(self, database: Database, queued_job: JobRow, clock: Clock) -> None:
+        claim(database, queued_job.id)
+        finish(database, queued_job.id)
+        clock.advance(LEASE_SECONDS + 1)
+        reap(database)
+        clock.advance(60)
+        token = claim(database, queued_job.id)
+        with database.writing() as session:
+            assert renew_lease(session, queued_job.id, token, lease_seconds=LEASE_SECONDS).finish
+
+    def test_asking_again_is_harmless_once_the_job_has_succeeded(self, database: Database, queued_job: JobRow) -> None:
+        token = claim(database, queued_job.id)
+        finish(database, queued_job.id)
+        with database.writing() as session:
+            succeed_job(session, queued_job.id, token)
+        version = load(database, queued_job.id).version
+        job = finish(database, queued_job.id)
+        assert job is not None
+        assert (job.state, job.version) == ("succeeded", version)
+
+    @pytest.mark.parametrize("asked_before", [False, True])
+    @pytest.mark.parametrize("end", ["cancelling", "cancelled", "failed"])
+    def test_what_can_not_succeed_any_more_can_not_be_finished(
+        self, end: str, asked_before: bool, database: Database, queued_job: JobRow
+    ) -> None:
+        if asked_before:
+            finish(database, queued_job.id)
+        token = claim(database, queued_job.id)
+        if end == "failed":
+            with database.writing() as session:
+                fail_job(session, queued_job.id, token, ERROR)
+        else:
+            cancel(database, queued_job.id)
+        if end == "cancelled":
+            with database.writing() as session:
+                finish_cancel(session, queued_job.id, token)
+        told = event_types(database, queued_job.id)
+        with pytest.raises(IllegalTransition) as refused:
+            finish(database, queued_job.id)
+        assert (refused.value.state, refused.value.wanted) == (end, "succeeded")
+        assert event_types(database, queued_job.id) == told
+
+    def test_a_job_that_succeeded_by_itself_was_not_finished_early(
+        self, database: Database, queued_job: JobRow
+    ) -> None:
+        token = claim(database, queued_job.id)
+        with database.writing() as session:
+            succeed_job(session, queued_job.id, token)
+        with pytest.raises(IllegalTransition):
+            finish(database, queued_job.id)
+        assert load(database, queued_job.id).finish_requested_at is None
+
+    def test_an_unknown_job_is_not_finished(self, database: Database) -> None:
+        assert finish(database, "job_" + "0" * 26) is None
 
 
 class TestInspections:

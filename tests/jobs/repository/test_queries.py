@@ -5,7 +5,7 @@ from sqlalchemy import event
 
 from jobs.database import Database
 from jobs.errors import ErrorCode, JobError
-from jobs.repository.lifecycle import NewArtifact, fail_job, succeed_job
+from jobs.repository.lifecycle import NewArtifact, Wishes, fail_job, succeed_job
 from jobs.repository.queries import (
     artifacts_of,
     events_after,
@@ -16,7 +16,7 @@ from jobs.repository.queries import (
     jobs_ahead,
     jobs_page,
 )
-from jobs.repository.worker_queries import is_cancel_requested
+from jobs.repository.worker_queries import wishes_for
 from jobs.tables import JobRow
 from tests.jobs.rows import add_dataset, add_model, claim, digest_of, submit
 
@@ -44,7 +44,7 @@ def test_an_unknown_job_is_none(database: Database) -> None:
     with database.reading() as session:
         assert find_job(session, UNKNOWN) is None
         assert job_version(session, UNKNOWN) is None
-        assert not is_cancel_requested(session, UNKNOWN)
+        assert wishes_for(session, UNKNOWN) == Wishes(cancel=False, finish=False)
 
 
 def test_pages_hold_every_job_once_newest_first(database: Database) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.data_roles import Role
 from jobs.errors import RecipeRefused
-from jobs.preflight import Role
 from workers.datasets.read_dataset import read_dataset
 from workers.datasets.roles import RoleFile, assign_roles
 

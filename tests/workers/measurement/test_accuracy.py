@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from workers.measurement.accuracy import accuracy, accuracy_change, mcnemar_p_value, paired_interval, tango_score
+from workers.measurement.accuracy import (
+    accuracy,
+    accuracy_change,
+    least_change_pp,
+    mcnemar_p_value,
+    paired_interval,
+    tango_score,
+)
 
 
 def test_accuracy_counts() -> None:
@@ -52,3 +59,25 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         low, high = paired_interval(int(lost), int(gained), images)
         covered += low <= p_gained - p_lost <= high
     assert 0.93 < covered / 1500 < 0.97
+
+
+def test_least_change_is_one_end_of_the_interval_at_its_confidence() -> None:
+    before, after = np.zeros(500, bool), np.zeros(500, bool)
+    before[:30] = True
+    after[20:25] = after[30:34] = True  # 25 lost, 4 gained
+    change = accuracy_change(before, after)
+    assert least_change_pp(before, after, 0.975) == pytest.approx(change.interval_pp[0])
+    assert least_change_pp(before, after, 0.5) == pytest.approx(change.change_pp)
+    assert change.interval_pp[0] < least_change_pp(before, after, 0.8) < change.change_pp
+
+
+def test_least_change_is_kept_about_as_often_as_it_says() -> None:
+    numbers = np.random.default_rng(0)
+    lost, gained, images = 0.03, 0.01, 1000  # so the truth is -2 points
+    kept = []
+    for _ in range(400):
+        drawn = numbers.random(images)
+        before, after = drawn >= gained, drawn < 1 - lost
+        before &= after | (drawn >= 1 - lost)
+        kept.append(least_change_pp(before, after, 0.8) <= -2.0)
+    assert 0.75 < np.mean(kept) < 0.87

@@ -1,0 +1,62 @@
+"""Which images a job uses for what."""
+
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from jobs.data_roles import Role
+from jobs.folder import Compress
+from tests.workers.digits_network import PREPROCESS, digits, save_pt2, to_input
+from workers.bench import Bench
+from workers.datasets.read_dataset import read_dataset
+from workers.datasets.roles import Part
+from workers.models.inspect_model import describe
+from workers.models.read_model import read_model
+
+
+def bench_with(folder: Path, **ranges: range) -> Bench:
+    """The digits network, with these images of digits by role, none of them labelled."""
+    uploaded = read_model(save_pt2(folder / "digits.pt2"))
+    job = Compress.model_validate(
+        {
+            "task": "compress", "model": {"path": "digits.pt2", "filename": "digits.pt2", "sha256": "0"}, "data": {},
+            "preprocess": PREPROCESS, "recipe": (), "limits": {}, "seed": 3, "outputs": ("pt2",), "target": {},
+        }
+    )  # fmt: skip
+    parts: dict[Role, Part] = {}
+    for name, numbers in ranges.items():
+        np.savez(folder / f"{name}.npz", x=digits()[0][list(numbers)])
+        role = cast("Role", name)
+        parts[role] = Part(
+            role, read_dataset(folder / f"{name}.npz"), np.arange(len(numbers)), sha256=name, origin="all"
+        )
+    return Bench(job, uploaded, describe(uploaded, "pt2"), parts)
+
+
+def is_of(batches: torch.Tensor, numbers: range) -> bool:
+    known = {tuple(image.flatten().tolist()) for image in to_input(digits()[0][list(numbers)])}
+    return all(tuple(image.flatten().tolist()) in known for image in batches)
+
+
+def test_networks_are_fitted_to_training_images_so_that_selection_images_can_judge_them(tmp_path: Path) -> None:
+    bench = bench_with(tmp_path, train=range(900, 1000), selection=range(1000, 1100))
+    fitted = torch.cat(list(bench.calibration_batches(bench.uploaded, 30)))
+    assert len(fitted) == 30
+    assert is_of(fitted, range(900, 1000))
+    assert not is_of(fitted, range(1000, 1100))
+
+
+def test_without_training_images_networks_are_fitted_to_selection_images(tmp_path: Path) -> None:
+    bench = bench_with(tmp_path, selection=range(1000, 1100), test=range(1100, 1200))
+    assert is_of(torch.cat(list(bench.calibration_batches(bench.uploaded, 30))), range(1000, 1100))
+
+
+def test_unlabelled_training_images_have_the_answers_of_a_network_where_it_is_named(tmp_path: Path) -> None:
+    bench = bench_with(tmp_path, train=range(900, 1000), selection=range(1000, 1100))
+    assert bench.training_images().labels is None
+    labels = bench.training_images(answers_of=bench.uploaded).labels
+    assert labels is not None
+    wanted = bench.uploaded(to_input(digits()[0][900:1000]))[0].argmax(1).numpy()
+    assert np.array_equal(labels, wanted)

@@ -1,0 +1,169 @@
+"""Which recipes are worth trying for a goal, and in which order: safe ones first, then what predictions say reaches furthest.
+
+The proposals are a generator that is told what came of each: it goes further where there is room, and back where there is none.
+"""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from jobs.inspection import ModelInspection
+from jobs.recipe import (
+    AssignPrecision,
+    Finetune,
+    Goal,
+    PruneWeights,
+    PruneWinograd,
+    RecoveryTraining,
+    Step,
+    WinogradTraining,
+)
+from jobs.report import Candidate
+from workers.bench import Bench
+from workers.search.allocation import Bits
+from workers.search.predictor import QUANTIZATION, Predictor
+
+_TILES: tuple[Literal["auto", 4], ...] = ("auto", 4)
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A recipe, and the drop of accuracy that is expected of it."""
+
+    recipe: tuple[Step, ...]
+    predicted_drop_pp: float | None = None
+
+
+# Yields proposals and receives what was measured, or None for what could not be tried.
+Proposals = Generator[Proposal, Candidate | None, None]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What proposals are made for."""
+
+    goal: Goal
+    runtime: str
+    inspection: ModelInspection
+    bench: Bench
+    check_time: Callable[[str], None]
+    folder: Path  # for what is to survive an interruption
+
+    @property
+    def learns(self) -> bool:
+        return "train" in self.bench.parts
+
+    def can(self, kind: str) -> bool:
+        """Whether a step kind can work on any layer."""
+        return any(kind in layer.steps and layer.steps[kind].eligible for layer in self.inspection.layers)
+
+
+def proposals(scene: Scene) -> Proposals:
+    """All that is worth trying, in its order."""
+    integers, in_torch = scene.can("quantize_fixed_point"), scene.runtime == "torch"
+    match scene.goal.minimise:
+        case "latency" if in_torch:
+            yield from _winograd(scene)
+        case "latency":
+            if integers:
+                yield from _whole_widths(scene)
+        case "bytes" | "operations":
+            if integers:
+                yield from _mixed_widths(scene)
+            else:
+                yield from _pruned(scene)
+
+
+def _whole_widths(scene: Scene) -> Proposals:
+    """Integers of 8 bits are what kernels are fastest with; fewer bits only make files smaller."""
+    made = yield Proposal((QUANTIZATION,))
+    if scene.learns and (made is None or not made.meets_goal):
+        yield Proposal((QUANTIZATION.model_copy(update={"training": RecoveryTraining()}),))
+
+
+def _winograd(scene: Scene) -> Proposals:
+    """Winograd convolutions with all positions, then with as few as half of the accuracy allows, or all of it."""
+    if not scene.can("prune_winograd"):
+        return
+    drop = scene.goal.max_accuracy_drop_pp
+    step = PruneWinograd(kind="prune_winograd", select="count", count=0)
+    for tile in _TILES:
+        yield Proposal((step.model_copy(update={"tile": tile}),), predicted_drop_pp=0.0)
+    for training in (None, WinogradTraining()) if scene.learns else (None,):
+        for tile in _TILES:
+            for allowed in (drop / 2, drop):
+                step = PruneWinograd(kind="prune_winograd", tile=tile, max_drop_pp=allowed, training=training)
+                yield Proposal((step,))
+
+
+def _pruned(scene: Scene) -> Proposals:
+    if not scene.can("prune_weights"):
+        return
+    drop = scene.goal.max_accuracy_drop_pp
+    prune = PruneWeights(kind="prune_weights", max_drop_pp=drop) if drop else None
+    if prune is not None:
+        yield Proposal((prune,), predicted_drop_pp=drop)
+    if prune is not None and scene.learns:
+        further = prune.model_copy(update={"max_drop_pp": min(100.0, 3 * drop)})
+        yield Proposal((further, Finetune(kind="finetune", learning_rate=0.001)))
+
+
+# ---- Mixed widths ----------------------------------------------------------------------------------------------------
+
+
+def _mixed_widths(scene: Scene) -> Proposals:
+    """8 bits, then the narrowest allocation that holds the accuracy, without training and with it; last method Q's own."""
+    yield Proposal((QUANTIZATION,))
+    predictor = Predictor(scene.bench, scene.goal, scene.folder, scene.check_time)
+    ladder = predictor.ladder()
+    drop = scene.goal.max_accuracy_drop_pp
+    place = _narrowest(len(ladder), lambda number: predictor.drop_of(ladder[number]) <= drop)
+    place = yield from _furthest(ladder, place, None, predictor, scene)
+    if scene.learns:
+        # Training makes up for some of what is lost beyond.
+        yield from _furthest(ladder, place + 1, RecoveryTraining(), predictor, scene, lowest=place + 1)
+        assign = AssignPrecision(kind="assign_precision", bits=(8, 4, 2), max_drop_pp=drop, controls=0)
+        yield Proposal((assign, QUANTIZATION))
+
+
+def _furthest(
+    ladder: list[Bits],
+    start: int,
+    training: RecoveryTraining | None,
+    predictor: Predictor,
+    scene: Scene,
+    lowest: int = 0,
+) -> Generator[Proposal, Candidate | None, int]:
+    """Try the allocation at `start`, go on from there while it holds the accuracy, else back; returns the last that did.
+
+    Those before `lowest` are known to hold it.
+    """
+    low, high, place, stride = lowest, len(ladder) - 1, start, max(1, len(ladder) // 16)
+    while low <= high:
+        step = QUANTIZATION.model_copy(update={"layer_bits": ladder[place], "training": training})
+        made = yield Proposal((step,), predictor.known_drop_of(ladder[place]))
+        if made is not None and made.drop_bound_pp <= scene.goal.max_accuracy_drop_pp:
+            low = place + 1
+        else:
+            high = place - 1
+        # Strides grow until both ends are known, and then the rest is halved.
+        if high == len(ladder) - 1:
+            place, stride = min(high, place + stride), 2 * stride
+        elif low == lowest:
+            place, stride = max(lowest, place - stride), 2 * stride
+        else:
+            place = (low + high) // 2
+    return low - 1
+
+
+def _narrowest(count: int, holds: Callable[[int], bool]) -> int:
+    """The last of `count` places, from 0, that holds, if those before it do; 0 where none does."""
+    low, high = 0, count - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
