@@ -49,6 +49,7 @@ class Scene:
     bench: Bench
     check_time: Callable[[str], None]
     folder: Path  # for what is to survive an interruption
+    wants_integers: bool = False  # because C source is written of nothing else
 
     @property
     def learns(self) -> bool:
@@ -63,7 +64,7 @@ def proposals(scene: Scene) -> Proposals:
     """All that is worth trying, in its order."""
     integers, in_torch = scene.can("quantize_fixed_point"), scene.runtime == "torch"
     match scene.goal.minimise:
-        case "latency" if in_torch:
+        case "latency" if in_torch and not scene.wants_integers:
             yield from _winograd(scene)
         case "latency":
             if integers:

@@ -6,17 +6,17 @@ was spent before an interruption counts.
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter
 
-from jobs.errors import Refusal
+from jobs.errors import RecipeRefused, Refusal
 from jobs.folder import Compress
 from jobs.inspection import ModelInspection
-from jobs.recipe import Goal, Step
+from jobs.recipe import Goal, OutputFormat, Step
 from jobs.report import Candidate, SearchReport
 from workers.bench import Bench
 from workers.search.front import drawing, front, objective, shown
@@ -111,9 +111,10 @@ def search(
     tried = [original]
     abandoned: list[str] = []
     ended = _try_all(
-        Scene(goal, job.target.runtime, inspection, bench, clock.check, folder), measuring, clock, tried, abandoned
-    )
-    chosen = best_of(tried, goal)
+        Scene(goal, job.target.runtime, inspection, bench, clock.check, folder, "c" in job.outputs),
+        measuring, clock, tried, abandoned,
+    )  # fmt: skip
+    chosen = best_of(deliverable(tried, job.outputs), goal)
     recipe = _RECIPE.validate_python(chosen.recipe)
     for path in folder.iterdir():
         if path.is_dir() and path != measuring.folder_of(recipe):
@@ -129,6 +130,22 @@ def search(
         abandoned=tuple(abandoned),
     )
     return Found(recipe, report, measuring, goal)
+
+
+def deliverable(tried: list[Candidate], outputs: Sequence[OutputFormat]) -> list[Candidate]:
+    """Those of which all files can be written: C source is written of networks in integers only.
+
+    Raises `RecipeRefused` where there are none.
+    """
+    if "c" not in outputs:
+        return tried
+    found = [each for each in tried if each.recipe and each.recipe[-1]["kind"] == "quantize_fixed_point"]
+    if not found:
+        raise RecipeRefused(
+            "The search ended before it had measured a network in integers, and C source is written of nothing else.",
+            hint="Give the search more time, or leave C source out of the outputs.",
+        )
+    return found
 
 
 def _try_all(

@@ -5,12 +5,13 @@ from xml.etree import ElementTree
 
 import pytest
 
+from jobs.errors import RecipeRefused
 from jobs.recipe import Goal
 from jobs.report import Candidate
 from workers.search.front import drawing, front
 from workers.search.measuring import TimeIsUpError, best_of, shortfalls
 from workers.search.proposals import _narrowest
-from workers.search.search import Clock
+from workers.search.search import Clock, deliverable
 
 
 def candidate(number: int, drop: float, size: int, *, latency: float = 1.0, goal: Goal | None = None) -> Candidate:
@@ -55,6 +56,16 @@ def test_latency_is_held_against_its_constraint() -> None:
     assert shortfalls(candidate(1, 0.0, 1, latency=3.0), wanted) == [("latency", 0.5)]
     tried = [candidate(0, 0.0, 1, latency=1.9, goal=wanted), candidate(1, 0.0, 9, latency=1.2, goal=wanted)]
     assert best_of(tried, wanted).number == 1
+
+
+def test_where_c_source_is_asked_for_only_networks_in_integers_can_be_delivered() -> None:
+    integers = candidate(1, 3.0, 400).model_copy(update={"recipe": [{"kind": "quantize_fixed_point"}]})
+    pruned = candidate(2, 0.0, 300).model_copy(update={"recipe": [{"kind": "prune_weights"}]})
+    tried = [candidate(0, 0.0, 1000), integers, pruned]
+    assert deliverable(tried, ("onnx",)) == tried
+    assert deliverable(tried, ("onnx", "c")) == [integers]
+    with pytest.raises(RecipeRefused, match="before it had measured a network in integers"):
+        deliverable([tried[0], pruned], ("c",))
 
 
 def test_front_has_what_no_other_beats() -> None:
