@@ -136,6 +136,11 @@ class TrainingOptions(Schema):
     augment: Literal["none", "flip_crop"] = Field(
         default="none", description="Random horizontal flips and shifted crops of the images."
     )
+    max_gradient_norm: float = Field(
+        default=1.0,
+        gt=0,
+        description="Longer gradients are shortened to this norm, so that training bears higher rates.",
+    )
 
 
 class Finetune(TrainingOptions):
@@ -156,11 +161,7 @@ class RecoveryTraining(TrainingOptions):
     augment: Literal["none", "flip_crop"] = Field(
         default="flip_crop", description="Random horizontal flips and shifted crops of the images."
     )
-    max_gradient_norm: float = Field(
-        default=3.0,
-        gt=0,
-        description="Longer gradients are shortened to this norm, so that training bears higher rates.",
-    )
+    max_gradient_norm: float = Field(default=3.0, gt=0, description="Longer gradients are shortened to this norm.")
 
 
 class WinogradTraining(RecoveryTraining):

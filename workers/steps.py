@@ -135,7 +135,7 @@ def _assign_precision(
         images = bench.training_images(answers_of=bench.uploaded)
         result = finetune(
             network, images, step.learning, seed=bench.job.seed, teacher=None, evaluate=None, on_progress=on_progress,
-            learns_statistics=False, max_gradient_norm=step.learning.max_gradient_norm, after_step=after_step,
+            learns_statistics=False, after_step=after_step,
         )  # fmt: skip
         return result.graph
 
@@ -160,11 +160,11 @@ def _assign_precision(
 def _quantize_fixed_point(
     step: QuantizeFixedPoint, state: State, bench: Bench, on_progress: StepProgress
 ) -> _StepResult:
-    def trained(network: ModelGraph, options: TrainingOptions, norm: float | None = None) -> ModelGraph:
+    def trained(network: ModelGraph, options: TrainingOptions) -> ModelGraph:
         # Whether the result is kept is for the step to judge, so nothing is evaluated here.
         result = finetune(
             network, bench.training_images(), options, seed=bench.job.seed, teacher=bench.uploaded, evaluate=None,
-            on_progress=on_progress, max_gradient_norm=norm,
+            on_progress=on_progress,
         )  # fmt: skip
         return result.graph
 
@@ -173,7 +173,7 @@ def _quantize_fixed_point(
         calibration=bench.calibration_batches,
         evaluate=bench.selection_percent,
         pretrain=None if pretraining is None else lambda network: trained(network, pretraining),
-        retrain=None if training is None else lambda network: trained(network, training, training.max_gradient_norm),
+        retrain=None if training is None else lambda network: trained(network, training),
     )
     result = quantize_fixed_point(state.graph, step, surroundings, on_progress, state.precision)
     return _StepResult(

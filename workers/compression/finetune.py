@@ -88,26 +88,19 @@ def finetune(
     on_progress: OnProgress,
     directions: Mapping[str, Direction] | None = None,
     learns_statistics: bool = True,
-    max_gradient_norm: float | None = None,
     after_step: AfterStep | None = None,
 ) -> FinetuneResult:
     """A trained copy of `graph`. `teacher` gives the outputs to learn without labels; `evaluate` the accuracy in percent.
 
     `directions` make of the gradients of parameters, by name, what they are to be moved along instead. Without
-    `learns_statistics`, batch normalisation goes on with the statistics that it has. Steps along directions whose norm
-    over all parameters is above `max_gradient_norm` are shortened to it. `after_step` is called after every step of the optimiser.
+    `learns_statistics`, batch normalisation goes on with the statistics that it has. `after_step` is called after every step
+    of the optimiser.
     """
     loss = _chosen_loss(step, images, teacher)
     loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step.temperature)
     before = evaluate(graph) if evaluate else None
     learns_statistics = learns_statistics and graph.batch_size is None and images.count > 1
-    student = _Student(
-        graph,
-        step,
-        learns_statistics=learns_statistics,
-        directions=directions or {},
-        max_gradient_norm=max_gradient_norm,
-    )
+    student = _Student(graph, step, learns_statistics=learns_statistics, directions=directions or {})
     epochs = tuple(_train(student, images, step, loss_of, seed, on_progress, after_step))
     trained = student.as_graph()
     after = evaluate(trained) if evaluate else None
@@ -133,12 +126,11 @@ class _Student:
         *,
         learns_statistics: bool,
         directions: Mapping[str, Direction],
-        max_gradient_norm: float | None,
     ) -> None:
         self._graph = graph
         self._learning = _in_full_precision(copy_graph(graph))
         self.batch_size = graph.batch_size
-        self._max_gradient_norm = max_gradient_norm
+        self._max_gradient_norm = step.max_gradient_norm
         if learns_statistics:
             _train_batch_norm(self._learning.module)
         _end_with_logits(self._learning.module)
@@ -182,8 +174,7 @@ class _Student:
         for weight, zero in self._masks:
             if weight.grad is not None:
                 weight.grad.masked_fill_(zero, 0.0)
-        if self._max_gradient_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self._learning.module.parameters(), self._max_gradient_norm)
+        torch.nn.utils.clip_grad_norm_(self._learning.module.parameters(), self._max_gradient_norm)
         self._optimizer.step()
 
     def zeros(self) -> int:

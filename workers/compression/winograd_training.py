@@ -61,7 +61,6 @@ class Trainer:
         result = finetune(
             graph, self.images, self.options, seed=self.seed + number, teacher=self.teacher, evaluate=None,
             on_progress=self.on_progress, directions=directions, learns_statistics=False,
-            max_gradient_norm=self.options.max_gradient_norm,
         )  # fmt: skip
         return result.graph
 

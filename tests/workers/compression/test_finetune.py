@@ -222,11 +222,8 @@ def test_flips_and_crops_only_move_pixels() -> None:
 
 def test_steps_are_no_longer_than_the_largest_gradient_allowed(small_network: ModelGraph) -> None:
     options = {"kind": "finetune", "momentum": 0, "weight_decay": 0, "epochs": 1, "batch_size": COUNT // 3}
-    step = Finetune.model_validate({**options, "learning_rate": 1.0})
-    result = finetune(
-        small_network, stripes(), step, seed=0, teacher=None, evaluate=None, on_progress=lambda *_: None,
-        max_gradient_norm=1e-3,
-    )  # fmt: skip
+    step = Finetune.model_validate({**options, "learning_rate": 1.0, "max_gradient_norm": 1e-3})
+    result = finetune(small_network, stripes(), step, seed=0, teacher=None, evaluate=None, on_progress=lambda *_: None)
     moved = sum(
         float((parameter(result.graph, name).detach() - before.detach()).square().sum())
         for name, before in small_network.module.named_parameters()
