@@ -6,6 +6,7 @@ network, inputs those of the integer network, so that a layer also makes up for 
 take what is left of the mean.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from workers.fixed_point.coding import exp2, highest, lowest, round_half_up
 MOST_ROWS = 4608  # weights of one output up to which their covariance is held
 RIDGE = 0.01  # of the mean variance, added to all: keeps weights that images hardly excite where they were
 _NOISE = 1e-5  # the same, of the mean square
+PLACES_PER_ROW = 64  # places of the output that are looked at for each weight of one output, where there are so many
 
 
 @dataclass
@@ -30,12 +32,24 @@ class Geometry:
     dilation: tuple[int, int]
     groups: int
 
-    def patches(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] as what outputs read, [g, C/g * R * S, N * OH * OW]."""
-        columns = functional.unfold(images, self.kernel, self.dilation, self.padding, self.stride)  # [N, C*R*S, L]
+    def patches(self, images: Tensor, spacing: int = 1, offset: tuple[int, int] = (0, 0)) -> Tensor:
+        """[N, C, H, W] as what outputs read at every `spacing`-th place, from `offset` on: [g, C/g * R * S, N * places]."""
+        (top, left), (down, right) = self.padding, self.stride
+        padded = functional.pad(images, (left, left, top, top))[:, :, offset[0] * down :, offset[1] * right :]
+        strides = (spacing * down, spacing * right)
+        columns = functional.unfold(padded, self.kernel, self.dilation, 0, strides)  # [N, C*R*S, L]
         n, rows, places = columns.shape
         by_group = columns.reshape(n, self.groups, rows // self.groups, places)
         return by_group.permute(1, 2, 0, 3).reshape(self.groups, rows // self.groups, n * places)
+
+    def places(self, images: Tensor) -> tuple[int, int]:
+        """How many outputs there are, one below the other and side by side."""
+        sides = zip(images.shape[2:], self.kernel, self.stride, self.padding, self.dilation, strict=True)
+        height, width = (
+            (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for side, kernel, stride, padding, dilation in sides
+        )
+        return height, width
 
 
 @dataclass
@@ -50,32 +64,61 @@ class InputMoments:
 
 
 def measure(
-    pairs: Iterable[tuple[Tensor, Tensor]], geometry: Geometry, rows: int, *, with_covariance: bool
+    pairs: Iterable[tuple[Tensor, Tensor]], geometry: Geometry, rows: int, *, images: int, with_covariance: bool
 ) -> InputMoments:
-    """The moments of pairs of inputs (integer network's, floating-point network's), both as numbers [N, C, H, W]."""
-    shape = (geometry.groups, rows)
-    sums, target_sums, power = (torch.zeros(shape, dtype=torch.float64) for _ in range(3))
-    is_held = with_covariance and rows <= MOST_ROWS
-    squares, crosses = (torch.zeros(*shape, rows if is_held else 0, dtype=torch.float64) for _ in range(2))
+    """The moments of pairs of inputs (integer network's, floating-point network's), both as numbers [N, C, H, W].
+
+    Means are those of all places. Neighbouring places of large images say nearly the same, so covariances are those of a
+    grid of places that moves from batch to batch; `images` is how many come in all.
+    """
+    mean, target_mean, power = (torch.zeros(geometry.groups, rows, dtype=torch.float64) for _ in range(3))
+    covariances = _Covariances(geometry.groups, rows) if with_covariance and rows <= MOST_ROWS else None
     count = 0
-    for given, wanted in pairs:
-        x, t = geometry.patches(given.float()), geometry.patches(wanted.float())
-        count += x.shape[2]
-        sums += x.sum(2)
-        target_sums += t.sum(2)
-        if is_held:
-            squares += x @ x.transpose(1, 2)
-            crosses += t @ x.transpose(1, 2)
-        else:
-            power += x.square().sum(2)
-    if is_held:
-        power = squares.diagonal(dim1=1, dim2=2).clone()
-    mean, target_mean, power = (total / max(1, count) for total in (sums, target_sums, power))
-    if not is_held:
+    for number, (given, wanted) in enumerate(pairs):
+        x, t = given.float(), wanted.float()
+        places = geometry.places(x)
+        count += len(x) * places[0] * places[1]
+        for total, values in ((mean, x), (target_mean, t), (power, x.square())):
+            total += geometry.patches(values.sum(0, keepdim=True, dtype=torch.float64)).sum(2)
+        if covariances is not None:
+            spacing = _spacing(places, images, rows)
+            # Every row and every column has its turn in as many batches as they are apart.
+            offset = (number % spacing, (number // spacing - number) % spacing)
+            covariances.add(*(geometry.patches(values, spacing, offset) for values in (x, t)))
+    for total in (mean, target_mean, power):
+        total /= max(1, count)
+    if covariances is None:
         return InputMoments(mean, target_mean, power, None, None)
-    covariance = squares / max(1, count) - mean[:, :, None] * mean[:, None, :]
-    cross = crosses / max(1, count) - target_mean[:, :, None] * mean[:, None, :]
-    return InputMoments(mean, target_mean, power, covariance, cross)
+    return InputMoments(mean, target_mean, power, *covariances.found())
+
+
+def _spacing(places: tuple[int, int], images: int, rows: int) -> int:
+    """How far apart places may be for `images` to have PLACES_PER_ROW of them for each row; a power of two."""
+    spacing = 1
+    while 2 * spacing <= min(places) and images * math.prod(places) >= PLACES_PER_ROW * rows * (2 * spacing) ** 2:
+        spacing *= 2
+    return spacing
+
+
+class _Covariances:
+    """Of x with itself and of t with x, from patches [g, D, places] of both."""
+
+    def __init__(self, groups: int, rows: int) -> None:
+        self._count = 0
+        self._x, self._t = (torch.zeros(groups, rows, dtype=torch.float64) for _ in range(2))
+        self._xx, self._tx = (torch.zeros(groups, rows, rows, dtype=torch.float64) for _ in range(2))
+
+    def add(self, x: Tensor, t: Tensor) -> None:
+        self._count += x.shape[2]
+        self._x += x.sum(2)
+        self._t += t.sum(2)
+        self._xx += x @ x.transpose(1, 2)
+        self._tx += t @ x.transpose(1, 2)
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        count = max(1, self._count)
+        x, t = self._x / count, self._t / count
+        return self._xx / count - x[:, :, None] * x[:, None, :], self._tx / count - t[:, :, None] * x[:, None, :]
 
 
 def compensated(weight: Tensor, grid: Tensor, bits: int, moments: InputMoments) -> Tensor:

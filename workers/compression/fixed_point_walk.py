@@ -195,8 +195,9 @@ class Walk:
     def _moments(self, planned: Planned) -> InputMoments:
         weight, _ = self._parameters(planned)
         wanted = self._step.rounding == "compensated"
-        pairs = self._pairs(planned.sources[0])
-        return measure(pairs, _geometry(planned.main, weight), weight[0].numel(), with_covariance=wanted)
+        source, geometry = planned.sources[0], _geometry(planned.main, weight)
+        images = sum(len(batch) for batch in self._integers[source])
+        return measure(self._pairs(source), geometry, weight[0].numel(), images=images, with_covariance=wanted)
 
     def _pairs(self, name: str) -> Iterator[tuple[Tensor, Tensor]]:
         """What both networks have of a tensor, as numbers [N, C, H, W]."""

@@ -17,7 +17,7 @@ from tests.workers.networks import graph_of
 from workers.compression.eligibility import why_not_in_integers
 from workers.compression.fixed_point_lengths import align, quantized_weights, weight_lengths
 from workers.compression.fixed_point_plan import make_plan
-from workers.compression.fixed_point_rounding import Geometry, compensated, measure
+from workers.compression.fixed_point_rounding import Geometry, InputMoments, compensated, measure
 from workers.compression.fixed_point_rules import BOUNDS, KURTOSIS, Expression
 from workers.compression.fixed_point_simulation import grid_of
 from workers.compression.fixed_point_statistics import ChannelStatistics, Observer, observe, observed_while
@@ -529,7 +529,7 @@ def test_compensated_rounding_keeps_outputs_better_than_rounding_to_nearest() ->
     x = torch.einsum("ij,njhw->nihw", mixing, torch.randn(32, 6, 9, 9)) + 0.5  # inputs that go together
     weight = torch.randn(4, 6, 3, 3, dtype=torch.float64)
     geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
-    moments = measure([(x, x)], geometry, 54, with_covariance=True)
+    moments = measure([(x, x)], geometry, 54, images=len(x), with_covariance=True)
     grid = torch.full((4, 6), 1)
 
     def lost(integers: Tensor) -> float:
@@ -540,6 +540,43 @@ def test_compensated_rounding_keeps_outputs_better_than_rounding_to_nearest() ->
     pruned = torch.where(torch.rand(weight.shape) < 0.5, 0.0, weight)
     found = compensated(pruned, grid, 4, moments)
     assert not bool(found[pruned == 0].any())
+
+
+GEOMETRIES = [
+    Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1),
+    Geometry((3, 2), (2, 1), (0, 1), (1, 2), 2),
+    Geometry((1, 1), (2, 2), (0, 0), (1, 1), 1),
+]
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_patches_of_a_grid_are_those_of_its_places(geometry: Geometry) -> None:
+    images = torch.randn(3, 4, 13, 11)
+    height, width = geometry.places(images)
+    everything = geometry.patches(images).unflatten(2, (3, height, width))
+    grid = geometry.patches(images, 4, (1, 2))
+    assert torch.equal(grid, everything[:, :, :, 1::4, 2::4].flatten(2))
+
+
+def test_moments_of_many_large_images_are_those_of_all_places_nearly(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    geometry = GEOMETRIES[0]
+    images = functional.avg_pool2d(torch.randn(160, 2, 36, 36), 5, 1) + 0.3  # neighbours say nearly the same
+    pairs = [(batch, batch + 0.1 * torch.randn_like(batch)) for batch in images.split(10)]
+
+    def moments() -> InputMoments:
+        return measure(pairs, geometry, 18, images=len(images), with_covariance=True)
+
+    some = moments()
+    monkeypatch.setattr("workers.compression.fixed_point_rounding.PLACES_PER_ROW", 10**9)
+    every = moments()
+    for name in ("mean", "target_mean", "power"):
+        assert torch.equal(getattr(some, name), getattr(every, name))
+    for one, other in ((some.covariance, every.covariance), (some.cross, every.cross)):
+        assert one is not None
+        assert other is not None
+        assert not torch.equal(one, other)
+        assert float((one - other).norm() / other.norm()) < 0.05
 
 
 def test_bias_correction_takes_off_the_mean_error(network: ModelGraph, images: Tensor) -> None:
