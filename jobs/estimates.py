@@ -29,6 +29,10 @@ _GRAPH_BYTES_A_LAYER = 80  # a file's nodes and names; at the least, so that "to
 _BIAS_BYTES = 4
 _MOST_BITS, _FEWEST_BITS, _FLOAT_BITS = 8, 2, 32
 _MOST_PRUNED = 0.99
+_FASTEST_TILES = (
+    "Shown are the tiles with the fewest multiplications. Which are the fastest, and where direct convolution is faster, a "
+    "worker looks up when the job runs: winograd's table comes with torch, which isn't loaded here."
+)
 
 
 def estimate(recipe: Sequence[Step], data: Mapping[Role, DatasetInspection], model: ModelInspection) -> dict[str, Any]:
@@ -137,19 +141,20 @@ def _winograd_cost(step: PruneWinograd, images: Mapping[Role, int], model: Model
         trained = images.get("train", 0) * step.training.epochs * step.rounds
     probes = 18 * len(eligible) if step.select == "allocate" else 0
     passes = probes + 4 * step.rounds  # measured, and judged before and after training
-    return {
+    cost = {
         "kind": step.kind,
         "layer_evaluations_at_most": probes,
         "images": selection + trained,
         "macs": (passes * selection + 3 * trained) * model.macs,
         "layers": [_winograd_savings(layer, step) for layer in eligible],
     }
+    return cost if step.tile != "fastest" else {**cost, "note": _FASTEST_TILES}
 
 
 def _winograd_savings(layer: LayerInfo, step: PruneWinograd) -> dict[str, Any]:
     """What the step would do to one layer: its tile, and multiplications of one image."""
     sides = (layer.output_shape[1], layer.output_shape[2])
-    tile = best_tile(sides) if step.tile == "auto" else step.tile
+    tile = step.tile if isinstance(step.tile, int) else best_tile(sides)
     positions = (tile + 2) ** 2
     whole = tiles_of(tile, sides) * positions * layer.weight_shape[0] * layer.weight_shape[1]
     own_rate = step.rates.get(layer.name)

@@ -190,15 +190,21 @@ class PruneWinograd(Schema):
         description="Accuracy that may be spent, in percentage points on the selection data; a round that spends more is "
         "taken back.",
     )
-    tile: Literal["auto", 2, 4, 6] = Field(
+    tile: Literal["auto", "fastest", 2, 4, 6] = Field(
         default="auto",
         description="Outputs of a tile in each direction: F(2x2), F(4x4) or F(6x6); auto takes, for each layer, the one "
-        "with the fewest multiplications on its image.",
+        "with the fewest multiplications on its image; fastest the one that winograd's table of measured times, and its cost "
+        "model between them, foretell to be the fastest on the target, and leaves a layer alone where direct convolution is.",
     )
     select: Literal["allocate", "count", "rate", "threshold"] = Field(
         default="allocate",
-        description="allocate: where they cost the least accuracy for each multiplication saved. count, rate: the same in "
+        description="allocate: where they cost the least accuracy for what they save. count, rate: the same in "
         "every layer. threshold: all positions whose score is below it.",
+    )
+    saves: Literal["multiplications", "time"] = Field(
+        default="multiplications",
+        description="What allocate holds the loss of accuracy against: multiplications saved, or the time saved on the target, by "
+        "winograd's table and cost model.",
     )
     count: int | None = Field(default=None, ge=0, le=63, description="Positions to prune in every layer (count).")
     rate: float | None = Field(default=None, ge=0, lt=1, description="Part of the positions to prune (rate).")
@@ -235,6 +241,12 @@ class PruneWinograd(Schema):
         gt=1,
         description="End when the network takes this many times fewer multiplications than by direct convolution.",
     )
+    target_speedup: float | None = Field(
+        default=None,
+        gt=1,
+        description="End when the convolutions that the step works on take this many times less time than direct ones, by "
+        "winograd's table and cost model for the target.",
+    )
     rounds: int = Field(
         default=6,
         ge=1,
@@ -266,6 +278,8 @@ class PruneWinograd(Schema):
                 raise ValueError(f"select is {name!r}, so {name} must be given")
             if self.select != name and getattr(self, name) is not None:
                 raise ValueError(f"{name} is given, but select is {self.select!r}")
+        if self.saves == "time" and self.select != "allocate":
+            raise ValueError(f"saves is 'time', but select is {self.select!r}")
         if self.rate is not None and self.rate > self.max_rate:
             raise ValueError("rate must not be above max_rate")
         spatial = self.training is not None and self.training.domain == "spatial"

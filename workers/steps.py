@@ -12,6 +12,7 @@ from jobs.recipe import (
     PruneWinograd,
     QuantizeFixedPoint,
     Step,
+    Target,
     TrainingOptions,
 )
 from jobs.report import StepReport
@@ -25,6 +26,7 @@ from workers.compression.prune_winograd import Surroundings, prune_winograd
 from workers.compression.quantize_fixed_point import Surroundings as FixedPointSurroundings
 from workers.compression.quantize_fixed_point import quantize_fixed_point
 from workers.compression.suffix_evaluator import SuffixEvaluator
+from workers.compression.winograd_times import Load
 from workers.compression.winograd_training import Trainer
 from workers.fixed_point.network import IntegerNetwork
 from workers.models.graph import ModelGraph
@@ -120,10 +122,26 @@ def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_pro
         evaluate=bench.selection_percent,
         train=train,
         seed=bench.job.seed,
+        load=Load(graph.batch_size or bench.job.target.batch_size, bench.job.target.threads),
     )
     result = prune_winograd(graph, step, surroundings, on_progress)
     return _StepResult(
-        result.graph, result.predicted_change_pp, result.measured_change_pp, result.as_details(), result.warnings
+        result.graph,
+        result.predicted_change_pp,
+        result.measured_change_pp,
+        result.as_details(),
+        (*result.warnings, *_time_warnings(step, bench.job.target)),
+    )
+
+
+def _time_warnings(step: PruneWinograd, target: Target) -> tuple[str, ...]:
+    """Modelled times are of winograd's own kernels, which ONNX Runtime has nothing of."""
+    goes_by_time = step.tile == "fastest" or step.saves == "time" or step.target_speedup is not None
+    if not goes_by_time or target.runtime == "torch":
+        return ()
+    return (
+        f"prune_winograd went by times of torch with winograd.load, but the target is {target.runtime}, where they may be "
+        "others; its latency in this report is measured.",
     )
 
 

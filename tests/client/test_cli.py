@@ -257,6 +257,26 @@ def test_steps_of_flags_come_in_the_order_in_which_they_make_sense(capsys: Outpu
     assert request["outputs"] == ["onnx", "c"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "step"),
+    [
+        (["--prune-winograd"], {}),
+        (
+            ["--winograd-drop", "0.5", "--winograd-tile", "4", "--winograd-reduction", "3"],
+            {"max_drop_pp": 0.5, "tile": 4, "target_reduction": 3.0},
+        ),
+        (["--winograd-tile", "fastest"], {"tile": "fastest"}),
+    ],
+)
+def test_flags_prune_winograd_convolutions(capsys: Output, flags: list[str], step: Document) -> None:
+    data = ["--train", "train.npz", "--selection", "selection.npz", "--scale", "1/16"]
+    words = ["--model", "net.onnx", *data, "--prune", "--finetune-epochs", "1", *flags]
+    assert main(["submit", *words, "--json"]) == 0
+    recipe = json.loads(capsys.readouterr().out)["request"]["recipe"]
+    assert [one["kind"] for one in recipe] == ["prune_weights", "prune_winograd", "finetune"]
+    assert recipe[1].items() >= step.items()
+
+
 def test_ids_stand_for_files(capsys: Output) -> None:
     model, data = uploaded("model", "net.onnx", capsys), uploaded("data", "selection.npz", capsys)
     words = ["--model", model, "--data", data, "--scale", "1/16", "--prune"]
@@ -360,6 +380,7 @@ def test_without_a_server_it_ends_with_4_and_says_how_to_start_one(capsys: Outpu
             ["submit", "net.onnx", "--minimise", "bytes", "--prune", "--weight-bits", "4"],
             "leave out --prune, --weight-bits",
         ),
+        (["submit", "net.onnx", "--minimise", "bytes", "--winograd-tile", "4"], "leave out --winograd-tile"),
         (["submit", "net.onnx", "--minimise", "bytes", "--recipe", "steps.json"], "steps.json says the steps"),
         (
             ["submit", "net.onnx", "--max-bytes", "9", "--search-seconds", "9"],
@@ -382,7 +403,8 @@ def test_wrong_usage_ends_with_2_before_anything_is_sent(
 
 
 @pytest.mark.parametrize(
-    "flags", [["--scale", "a third"], ["--mean", "1,,2"], ["--metadata", "team"], ["--threads", "x"]]
+    "flags",
+    [["--scale", "a third"], ["--mean", "1,,2"], ["--metadata", "team"], ["--threads", "x"], ["--winograd-tile", "3"]],
 )
 def test_flags_that_cant_be_read_end_with_2(capsys: Output, flags: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -171,6 +171,14 @@ def test_fixed_point_needs_training_images_only_where_it_trains() -> None:
     assert cost["steps"][0]["images"] == 50
 
 
+@pytest.mark.parametrize("tile", ["auto", "fastest", 4])
+def test_only_fastest_tiles_are_left_for_a_worker_to_look_up(tile: str | int) -> None:
+    step = PruneWinograd.model_validate({"kind": "prune_winograd", "tile": tile})
+    (cost,) = estimate((step,), {"selection": data()}, model())["steps"]
+    assert [layer["tile"] for layer in cost["layers"]] == [4, 4, 4]
+    assert ("a worker looks up" in cost.get("note", "")) == (tile == "fastest")
+
+
 KINDS = ("prune_weights", "prune_winograd", "assign_precision", "quantize_fixed_point")
 
 

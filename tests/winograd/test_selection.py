@@ -101,6 +101,28 @@ def test_groups_are_convolutions_side_by_side(shape: Shape, name: str) -> None:
     assert all(math.isclose(whole, shape.groups * part) for whole, part in rest)
 
 
+@given(SHAPES, st.sampled_from(sorted(name for name in CANDIDATES if name.startswith("m"))), st.floats(0.1, 1))
+def test_kept_positions_are_multiplied_and_their_weights_read(shape: Shape, name: str, kept: float) -> None:
+    _, _, multiply, transform, weight_bytes, image_bytes = work(shape, name, 1)
+
+    assert work(shape, name, 1, kept=kept) == pytest.approx(
+        (1, 0, kept * multiply, transform, kept * weight_bytes, image_bytes)
+    )
+
+
+@given(SHAPES, st.floats(0.1, 1))
+def test_direct_convolution_has_no_positions_to_prune(shape: Shape, kept: float) -> None:
+    assert work(shape, "direct", 1, kept=kept) == work(shape, "direct", 1)
+
+
+def test_pruned_weights_are_corrected_by_what_was_measured_of_whole_ones() -> None:
+    table = table_with(m4=Measured(0.25))
+    share = modelled_ms(MEASURED_SHAPE, "m4", 2, MODEL, kept=0.5) / modelled_ms(MEASURED_SHAPE, "m4", 2, MODEL)
+
+    assert share < 1
+    assert estimated_ms(MEASURED_SHAPE, "m4", 2, table, kept=0.5) == pytest.approx(0.25 * share)
+
+
 def test_measured_shape_takes_what_was_measured() -> None:
     table = table_with(m4=Measured(0.25), direct=Measured(0.5))
 

@@ -126,6 +126,29 @@ def test_w9_winograd_pruning_is_delivered_and_verified(tmp_path: Path, model: Pa
     assert outcome.error is None, outcome.error
 
 
+@pytest.mark.parametrize(("runtime", "output"), [("torch", "pt2"), ("onnxruntime", "onnx")])
+def test_winograd_pruning_by_time_is_for_the_target_and_says_where_times_hold(
+    tmp_path: Path, model: Path, runtime: str, output: str
+) -> None:
+    folder = lay_out_job(
+        tmp_path / "job",
+        model,
+        held_out(),
+        recipe=[{"kind": "prune_winograd", "tile": 4, "saves": "time", "max_drop_pp": 5.0}],
+        outputs=[output],
+        target={"runtime": runtime, "threads": 2, "batch_size": 3},
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    (step,) = report_of(folder).steps
+    asked_for = {"batch_size": 3, "threads": 2, "runtime": "torch with winograd.load"}
+    assert step.details["modelled_for"].items() >= asked_for.items()
+    (layer,) = step.details["layers"]
+    assert all(0 < one["saved"] < layer["modelled_us_winograd"] for one in step.details["allocation"]["sensitivities"])
+    warned = any("the target is onnxruntime" in warning for warning in step.warnings)
+    assert warned == (runtime == "onnxruntime")
+
+
 def test_f8_integers_are_delivered_and_verified(tmp_path: Path, model: Path) -> None:
     """Pruned zeros stay zeros, each file is measured, and the same request gives the same bytes, also after an interruption."""
     recipe: list[dict[str, Any]] = [

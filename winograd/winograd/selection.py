@@ -143,7 +143,7 @@ def select(
 
     The direct convolution is always one of them.
     """
-    table = table or _default_table()
+    table = table or default_table()
     if device != table.device or dtype != "float32":
         return Choice("direct")
     allowed = allowed_candidates(shape.channels // shape.groups, max_relative_error)
@@ -171,7 +171,7 @@ def error_bound(m: int, channels: int) -> float:
 
 def blocking(shape: Shape, name: str, *, threads: int = 1, table: Table | None = None) -> Blocking:
     """The blocking that was best at the nearest measured shape, also for pruned weights; empty where none is near."""
-    row, _ = _nearest(shape, name, threads, table or _default_table())
+    row, _ = _nearest(shape, name, threads, table or default_table())
     return row.measured[name].blocking if row else ()
 
 
@@ -181,10 +181,10 @@ def default_blocking(shape: Shape, m: int, threads: int) -> Blocking:
     return blocking(shape, f"m{m}", threads=threads)
 
 
-def estimated_ms(shape: Shape, name: str, threads: int = 1, table: Table | None = None) -> float:
-    """The time that a candidate is expected to take."""
-    table = table or _default_table()
-    modelled = modelled_ms(shape, name, threads, table.coefficients)
+def estimated_ms(shape: Shape, name: str, threads: int = 1, table: Table | None = None, *, kept: float = 1.0) -> float:
+    """The time that a candidate is expected to take; of pruned weights, with that part of the positions kept."""
+    table = table or default_table()
+    modelled = modelled_ms(shape, name, threads, table.coefficients, kept=kept)
     row, distance = _nearest(shape, name, threads, table)
     if row is None:
         return modelled
@@ -192,14 +192,18 @@ def estimated_ms(shape: Shape, name: str, threads: int = 1, table: Table | None 
     return modelled * math.pow(correction, 1 - distance / FARTHEST_NEIGHBOUR)
 
 
-def modelled_ms(shape: Shape, name: str, threads: int, coefficients: Coefficients) -> float:
+def modelled_ms(shape: Shape, name: str, threads: int, coefficients: Coefficients, *, kept: float = 1.0) -> float:
     """The time by the model alone."""
-    pairs = zip(work(shape, name, threads), coefficients.as_tuple(), strict=True)
+    pairs = zip(work(shape, name, threads, kept=kept), coefficients.as_tuple(), strict=True)
     return 1e-6 * sum(amount * nanoseconds for amount, nanoseconds in pairs)
 
 
-def work(shape: Shape, name: str, threads: int) -> tuple[float, ...]:
-    """How much a candidate does of each kind, in the order of `Coefficients`; of computing, the part of each thread."""
+def work(shape: Shape, name: str, threads: int, *, kept: float = 1.0) -> tuple[float, ...]:
+    """How much a candidate does of each kind, in the order of `Coefficients`; of computing, the part of each thread.
+
+    Where only part of the positions is kept, only these are multiplied and their weights read. Transforms count whole: what they
+    are spared depends on whether pruned positions fill rows.
+    """
     candidate, m = CANDIDATES[name], CANDIDATES[name].m
     c, k = shape.channels // shape.groups, shape.filters // shape.groups
     pixels = shape.batch * shape.height * shape.width
@@ -208,7 +212,7 @@ def work(shape: Shape, name: str, threads: int) -> tuple[float, ...]:
     if candidate.variant == "direct":
         vectors = shape.groups * pixels * 9 * c * _filled_up(k, LANES) / LANES
         return 1.0, vectors / threads, 0.0, 0.0, filter_bytes, image_bytes
-    positions = (m + 2) ** 2
+    positions = kept * (m + 2) ** 2
     tiles = shape.tiles(m)
     per_input, per_output, per_filter = TRANSFORM_OPERATIONS[m]
     multiply = shape.groups * positions * tiles * c * _filled_up(k, FILTERS_OF_PANEL) / LANES
@@ -243,7 +247,8 @@ def _filled_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _default_table() -> Table:
+def default_table() -> Table:
+    """What is known where no other table is given."""
     from winograd.selection_table import CPU  # here, because the table is written with the classes of this module
 
     return CPU

@@ -12,18 +12,17 @@
 `docs/methods.md` maps each claim element to the test that shows it.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from winograd.matrices import MATRICES
 
-from jobs.errors import RecipeRefused
 from jobs.recipe import PruneWinograd
-from jobs.tiles import best_tile, tiles_of
-from workers.compression.eligibility import why_not
+from jobs.tiles import tiles_of
 from workers.compression.evaluator import Evaluator
 from workers.compression.fold_batchnorm import fold_batchnorm
 from workers.compression.winograd_allocation import Allocation, allocate
@@ -32,13 +31,14 @@ from workers.compression.winograd_layers import (
     Mask,
     output_sides,
     to_winograd,
-    why_not_grouped,
     with_pruned,
     without_pruned,
 )
 from workers.compression.winograd_moments import Moments, compensated, measure_moments, measure_target
 from workers.compression.winograd_positions import prune_below, prune_lowest
 from workers.compression.winograd_scores import accuracy_score, random_score, score
+from workers.compression.winograd_tiles import choose_tiles
+from workers.compression.winograd_times import Load, ModelledTimes
 from workers.models.graph import Layer, ModelGraph, copy_graph, layers, parameter, set_parameter
 from workers.models.shapes import macs
 
@@ -46,7 +46,8 @@ OnProgress = Callable[[float, str, dict[str, Any]], None]  # share done, what is
 Train = Callable[[ModelGraph, int], ModelGraph]  # (network without pruned positions, number of the round) -> trained
 
 RoundEnd = Literal["kept", "taken_back"]
-End = Literal["all_pruned", "accuracy_fell", "target_reduction", "rounds", "nothing_asked"]
+Target = Literal["target_reduction", "target_speedup"]
+End = Literal["all_pruned", "accuracy_fell", "rounds", "nothing_asked"] | Target
 
 
 @dataclass(frozen=True)
@@ -58,11 +59,12 @@ class Surroundings:
     evaluate: Callable[[ModelGraph], float]  # accuracy in percent on the selection images
     train: Train | None
     seed: int
+    load: Load = field(default_factory=Load)  # that times are modelled for
 
 
 @dataclass(frozen=True)
 class WinogradLayer:
-    """One layer of the report. Multiplications are of one image."""
+    """One layer of the report. Multiplications are of one image, modelled microseconds of one batch on the target."""
 
     layer: str
     tile: int
@@ -72,6 +74,9 @@ class WinogradLayer:
     multiplications_direct: int
     multiplications_winograd: int
     multiplications: int  # that remain
+    modelled_us_direct: float
+    modelled_us_winograd: float  # at all positions
+    modelled_us: float  # at those that remain
     output_error: (
         float | None
     )  # part of the output's mean square that was missed before training, layers before it counted in
@@ -105,6 +110,9 @@ class WinogradResult:
     accuracy_after: float
     multiplications_direct: int  # of the whole network, other layers counted in
     multiplications: int
+    modelled_us_direct: float  # of the layers that were worked on, and no others
+    modelled_us: float
+    load: Load  # that these hold for
     predicted_change_pp: float | None
     allocation: Allocation | None
     warnings: tuple[str, ...]
@@ -126,6 +134,10 @@ class WinogradResult:
             "multiplications_direct": self.multiplications_direct,
             "multiplications": self.multiplications,
             "reduction": self.multiplications_direct / self.multiplications,
+            "modelled_us_direct": _rounded(self.modelled_us_direct),
+            "modelled_us": _rounded(self.modelled_us),
+            "modelled_speedup": _rounded(self.modelled_us_direct / self.modelled_us),
+            "modelled_for": self.load.as_details(),
             "layers": [vars(layer) for layer in self.layers],
             "skipped": self.skipped,
             "rounds": [vars(done) for done in self.rounds],
@@ -137,7 +149,7 @@ def prune_winograd(
     graph: ModelGraph, step: PruneWinograd, surroundings: Surroundings, on_progress: OnProgress
 ) -> WinogradResult:
     """A copy of `graph` with its 3x3 convolutions in the Winograd domain, pruned as `step` asks; batch norms are folded in."""
-    tiles, skipped = _tiles(graph, step)
+    tiles, skipped = choose_tiles(graph, step, surroundings.load)
     accuracy_before = surroundings.evaluate(graph)
     search = _Search(graph, tiles, step, surroundings, on_progress)
     accuracy_converted = surroundings.evaluate(search.accepted.graph)
@@ -155,6 +167,9 @@ def prune_winograd(
         accuracy_after=surroundings.evaluate(final),
         multiplications_direct=search.multiplications_direct,
         multiplications=search.multiplications_of(search.accepted.masks),
+        modelled_us_direct=search.modelled_us_direct,
+        modelled_us=search.modelled_us_of(search.accepted.masks),
+        load=surroundings.load,
         predicted_change_pp=search.predicted_change_pp(),
         allocation=search.allocation,
         warnings=tuple(_warnings(step, search)),
@@ -183,6 +198,7 @@ class _Search:
         converted = to_winograd(graph, tiles)
         masks = {name: Mask.whole(m, step.groups, step.group_by) for name, m in tiles.items()}
         self.accepted = _State(converted, masks)
+        self._whole = masks
         self._converted = converted
         self.rounds: list[Round] = []
         self.allocation: Allocation | None = None
@@ -193,6 +209,11 @@ class _Search:
         self._layers = {layer.name: layer for layer in layers(converted) if layer.name in tiles}
         self._sides = output_sides(converted)
         self._direct = macs(graph)
+        self._times = {
+            layer.name: ModelledTimes.of(layer, self._sides[layer.name], surroundings.load)
+            for layer in layers(graph)
+            if layer.name in tiles
+        }
         self._moments: dict[str, Moments] = {}
         self._scores: dict[str, Tensor] = {}
         self._errors: dict[str, float] = {}
@@ -211,7 +232,7 @@ class _Search:
         share, stride = 0.0, 1.0 / self._step.rounds if self._around.train is not None else 1.0
         too_far: float | None = None
         for number in range(1, self._step.rounds + 1):
-            if self._reduction_is_reached() or share == 1.0:
+            if self._reached_target() or share == 1.0:
                 break
             self._report(number, 0.0, "Measuring")
             wanted = min(1.0, share + stride) if too_far is None else (share + too_far) / 2
@@ -220,8 +241,8 @@ class _Search:
                 share = wanted
             else:
                 too_far = wanted
-        if self._reduction_is_reached():
-            return "target_reduction"
+        if target := self._reached_target():
+            return target
         if not self.rounds:
             return "nothing_asked"
         return "all_pruned" if share == 1.0 else "rounds" if too_far is None else "accuracy_fell"
@@ -294,7 +315,7 @@ class _Search:
                 {name: layer for name, layer in self._layers.items() if name not in fixed},
                 ladder=self._ladder,
                 weights_of=self._fitted,
-                saved_by=lambda name, mask: self._multiplications(name) * (1 - mask.share()),
+                saved_by=self._saved,
                 evaluator=self._around.evaluator_of(self.accepted.graph),
                 on_progress=lambda done, what: self._report(number, 0.05 + 0.25 * done, what),
             )
@@ -382,7 +403,7 @@ class _Search:
         weights = parameter(self._reference, self._layers[name].weight).detach()
         return compensated(weights, mask, self._moments[name])[0] if self._fits else mask.apply(weights)
 
-    # ---- Multiplications --------------------------------------------------------------------------------------------
+    # ---- Multiplications and time -----------------------------------------------------------------------------------
 
     @property
     def multiplications_direct(self) -> int:
@@ -400,11 +421,31 @@ class _Search:
         tiles = tiles_of(self._tiles[name], self._sides[name])
         return tiles * positions * filters * channels * len(layer.used_by)
 
-    def _reduction_is_reached(self) -> bool:
-        target = self._step.target_reduction
-        return target is not None and self.multiplications_direct >= target * self.multiplications_of(
-            self.accepted.masks
-        )
+    @property
+    def modelled_us_direct(self) -> float:
+        """Of the layers that are worked on: of the others, winograd's table knows nothing."""
+        return sum(times.direct_us for times in self._times.values())
+
+    def modelled_us_of(self, masks: Mapping[str, Mask]) -> float:
+        """Of the same layers."""
+        return sum(self._modelled_us(name, mask) for name, mask in masks.items())
+
+    def _modelled_us(self, name: str, mask: Mask) -> float:
+        return self._times[name].winograd_us(self._tiles[name], mask)
+
+    def _saved(self, name: str, mask: Mask) -> float:
+        """What one layer saves without the positions that a mask lacks, in the unit that the recipe asks for."""
+        if self._step.saves == "time":
+            return self._modelled_us(name, self._whole[name]) - self._modelled_us(name, mask)
+        return self._multiplications(name) * (1 - mask.share())
+
+    def _reached_target(self) -> Target | None:
+        masks = self.accepted.masks
+        if self.multiplications_direct / self.multiplications_of(masks) >= (self._step.target_reduction or math.inf):
+            return "target_reduction"
+        if self.modelled_us_direct / self.modelled_us_of(masks) >= (self._step.target_speedup or math.inf):
+            return "target_speedup"
+        return None
 
     # ---- What it comes to -------------------------------------------------------------------------------------------
 
@@ -431,7 +472,10 @@ class _Search:
                     multiplications_direct=self._direct[name],
                     multiplications_winograd=round(whole),
                     multiplications=round(whole * mask.share()),
-                    output_error=None if error is None else float(f"{error:.4g}"),
+                    modelled_us_direct=_rounded(self._times[name].direct_us),
+                    modelled_us_winograd=_rounded(self._modelled_us(name, self._whole[name])),
+                    modelled_us=_rounded(self._modelled_us(name, mask)),
+                    output_error=None if error is None else _rounded(error),
                 )
             )
         return tuple(reports)
@@ -443,30 +487,8 @@ class _Search:
         self._on_progress(done, what, figures)
 
 
-def _tiles(graph: ModelGraph, step: PruneWinograd) -> tuple[dict[str, int], dict[str, str]]:
-    """The tile of every layer that W works on, and why not the others (W-1)."""
-    found = layers(graph)
-    unknown = sorted(({*step.exclude} | step.rates.keys()) - {layer.name for layer in found})
-    if unknown:
-        raise RecipeRefused(
-            f"There is no layer called {unknown[0]!r}.",
-            hint=f"Its layers are: {', '.join(layer.name for layer in found)}.",
-            layers=unknown,
-        )
-    sides = output_sides(graph)
-    tiles: dict[str, int] = {}
-    skipped: dict[str, str] = {}
-    for layer in found:
-        reason = "the recipe excludes it" if layer.name in step.exclude else None
-        reason = reason or why_not("prune_winograd", layer, parameter(graph, layer.weight))
-        reason = reason or why_not_grouped(layer, step.groups, step.group_by)
-        if reason:
-            skipped[layer.name] = reason
-        else:
-            tiles[layer.name] = best_tile(sides[layer.name]) if step.tile == "auto" else step.tile
-    if not tiles:
-        raise RecipeRefused("No layer of this model can be computed in the Winograd domain.", layers=skipped)
-    return tiles, skipped
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
 
 
 def _warnings(step: PruneWinograd, search: _Search) -> list[str]:

@@ -1,9 +1,9 @@
-"""How many positions each layer gives up, so that what is spent saves the most multiplications (ours, beyond the claims).
+"""How many positions each layer gives up, so that what is spent saves the most multiplications, or time (ours, beyond the claims).
 
 Each layer is probed alone at a ladder of numbers of pruned positions; everything else stays as it is. Right answers are whole
 images, of which a single layer costs few or none, and together many. So layers are compared by how far the scores move (the
 divergence of the classes' probabilities), which adds up where changes are small: steps up the ladders are taken in the order
-of their divergence for each multiplication saved. How far to go along that order is for measured accuracy to say.
+of their divergence for each multiplication, or microsecond, saved. How far to go along that order is for measured accuracy to say.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ class Sensitivity:
     count: int  # positions of each group
     divergence: float  # nats an image
     drop_pp: float
-    saved: float  # multiplications of one image
+    saved: float  # multiplications of one image, or modelled microseconds of one batch
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,20 @@ def _request_parser() -> argparse.ArgumentParser:
     steps.add_argument("--scope", choices=("layer", "global"))
     steps.add_argument("--distribution", choices=("normal", "empirical"))
     steps.add_argument("--exclude", action="append", metavar="LAYER", help="leave this layer as it is; can be repeated")
+    steps.add_argument(
+        "--prune-winograd", action="store_true", help="compute 3x3 convolutions in the Winograd domain, with pruned positions; "
+        "implied by the next three",
+    )  # fmt: skip
+    steps.add_argument("--winograd-drop", type=float, metavar="PP", help="accuracy that it may spend; 1.0 if not given")
+    steps.add_argument(
+        "--winograd-tile",
+        type=_tile,
+        choices=("auto", "fastest", 2, 4, 6),
+        help="auto, the fewest multiplications, if not given",
+    )
+    steps.add_argument(
+        "--winograd-reduction", type=float, metavar="N", help="end at so many times fewer multiplications"
+    )
     steps.add_argument("--finetune-epochs", type=int, metavar="N", help="train afterwards, to recover accuracy")
     steps.add_argument("--learning-rate", type=float, metavar="N")
 
@@ -197,6 +211,10 @@ def _number(text: str) -> float:
         return float(Fraction(text))
     except (ValueError, ZeroDivisionError) as wrong:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from wrong
+
+
+def _tile(text: str) -> int | str:
+    return int(text) if text.isdecimal() else text
 
 
 def _integers(text: str) -> list[int]:

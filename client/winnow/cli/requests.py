@@ -44,10 +44,24 @@ PRUNE_FLAGS: Final = {
     "distribution": "distribution",
     "exclude": "exclude",
 }
+WINOGRAD_FLAGS: Final = {
+    "winograd_drop": "max_drop_pp",
+    "winograd_tile": "tile",
+    "winograd_reduction": "target_reduction",
+}
 PRECISION_FLAGS: Final = {"assign_precision": "bits", "precision_drop": "max_drop_pp", "statistics": "statistics"}
 QUANTIZE_FLAGS: Final = {"weight_bits": "weight_bits", "activation_bits": "activation_bits"}
 FINETUNE_FLAGS: Final = {"finetune_epochs": "epochs", "learning_rate": "learning_rate"}
-STEP_FLAGS: Final = ("prune", *PRUNE_FLAGS, *FINETUNE_FLAGS, *PRECISION_FLAGS, "quantize", *QUANTIZE_FLAGS)
+STEP_FLAGS: Final = (
+    "prune",
+    *PRUNE_FLAGS,
+    "prune_winograd",
+    *WINOGRAD_FLAGS,
+    *FINETUNE_FLAGS,
+    *PRECISION_FLAGS,
+    "quantize",
+    *QUANTIZE_FLAGS,
+)
 
 GOAL_PLACES: Final = {
     "minimise": ("goal", "minimise"),
@@ -102,12 +116,13 @@ def _add_steps(request: Document, arguments: argparse.Namespace) -> None:
     if not request.get("recipe"):
         raise WinnowError(
             "what shall be done? Say what to reach, with --minimise latency, bytes or operations; or what to do, with --prune, "
-            "--quantize, --assign-precision 8,4, --finetune-epochs N, or --recipe FILE"
+            "--prune-winograd, --quantize, --assign-precision 8,4, --finetune-epochs N, or --recipe FILE"
         )
 
 
 def _steps(arguments: argparse.Namespace) -> list[Document]:
     prune = _given(arguments, PRUNE_FLAGS)
+    winograd = _given(arguments, WINOGRAD_FLAGS)
     finetune = _given(arguments, FINETUNE_FLAGS)
     if finetune and "epochs" not in finetune:
         raise WinnowError("--learning-rate needs --finetune-epochs")
@@ -116,6 +131,8 @@ def _steps(arguments: argparse.Namespace) -> list[Document]:
     steps: list[Document] = []
     if arguments.prune or prune:
         steps.append({"kind": "prune_weights", **prune})
+    if arguments.prune_winograd or winograd:
+        steps.append({"kind": "prune_winograd", **winograd})
     if finetune:
         steps.append({"kind": "finetune", **finetune})
     if precision:

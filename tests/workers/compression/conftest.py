@@ -1,12 +1,14 @@
 """Networks and images that the tests of compression share."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from winograd.selection import Shape
 
+from tests.workers.compression.made_up_times import Measure, table_of
 from tests.workers.networks import graph_of, small_cnn
 from workers.compression.examples import Examples
 from workers.models.graph import ModelGraph, copy_graph
@@ -57,6 +59,16 @@ def three_layers(_three_layers: ModelGraph) -> ModelGraph:
 def small_network(_small_network: ModelGraph) -> ModelGraph:
     """Two convolutions with batch normalisation and a shortcut, and a linear layer."""
     return copy_graph(_small_network)
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch) -> Measure:
+    """Takes the place of winograd's measurements, which change with every tuning."""
+
+    def measure(milliseconds: Mapping[Shape, Mapping[str, float]], *, threads: int = 1) -> None:
+        monkeypatch.setattr("winograd.selection_table.CPU", table_of(milliseconds, threads=threads))
+
+    return measure
 
 
 @pytest.fixture

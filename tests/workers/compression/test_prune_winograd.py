@@ -1,6 +1,7 @@
 """Method W as a step, claim element by claim element (docs/methods.md)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,11 +9,13 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
+from winograd.selection import Shape
 
 import winograd
 from jobs.errors import RecipeRefused
 from jobs.recipe import PruneWinograd, WinogradTraining
 from jobs.tiles import best_tile, tiles_of
+from tests.workers.compression.made_up_times import Measure
 from tests.workers.networks import graph_of
 from workers.compression.evaluator import Probe, ProbingCost
 from workers.compression.finetune import TrainingImages
@@ -22,6 +25,8 @@ from workers.compression.winograd_layers import Mask, to_winograd, transformed, 
 from workers.compression.winograd_moments import compensated, measure_moments, measure_target
 from workers.compression.winograd_positions import leaves_all_outputs, prune_below, prune_lowest
 from workers.compression.winograd_scores import input_gains, output_gains, score
+from workers.compression.winograd_tiles import DIRECT_IS_FASTER
+from workers.compression.winograd_times import Load
 from workers.compression.winograd_training import Trainer
 from workers.models.graph import Layer, ModelGraph, copy_graph, layers, parameter, set_parameter
 
@@ -115,7 +120,12 @@ class WholePasses:
 
 
 def run(
-    network: ModelGraph, images: Tensor, *, train: Callable[[ModelGraph, int], ModelGraph] | None = None, **options: Any
+    network: ModelGraph,
+    images: Tensor,
+    *,
+    train: Callable[[ModelGraph, int], ModelGraph] | None = None,
+    load: Load | None = None,
+    **options: Any,
 ) -> WinogradResult:
     judge = Judge(network, images)
     surroundings = Surroundings(
@@ -124,6 +134,7 @@ def run(
         evaluate=judge.percent,
         train=train,
         seed=0,
+        load=load or Load(),
     )
     step = PruneWinograd.model_validate({"kind": "prune_winograd", "max_drop_pp": 100, **options})
     return prune_winograd(network, step, surroundings, lambda *_: None)
@@ -525,6 +536,82 @@ def test_the_target_ends_the_step(network: ModelGraph, images: Tensor) -> None:
     assert result.multiplications_direct >= 1.2 * result.multiplications
 
 
+FIRST, SECOND = Shape(4, 8, 10, 9), Shape(8, 8, 10, 9)  # of the network's two layers, on one image
+
+
+def test_fastest_tiles_are_taken_and_layers_left_where_direct_convolution_is(
+    network: ModelGraph, images: Tensor, measure: Measure
+) -> None:
+    measure({FIRST: {"direct": 1, "m2": 2, "m4": 2, "m6": 2}, SECOND: {"direct": 4, "m2": 2, "m4": 3, "m6": 3}})
+    result = run(network, images, select="count", count=0, tile="fastest")
+    assert [(layer.layer, layer.tile) for layer in result.layers] == [("second", 2)]
+    assert result.skipped["first"] == DIRECT_IS_FASTER
+    assert result.as_details()["modelled_speedup"] == pytest.approx(2)
+
+
+def test_tiles_are_those_that_are_fastest_on_the_target(network: ModelGraph, images: Tensor, measure: Measure) -> None:
+    alone, crowd = replace(SECOND, batch=1), replace(SECOND, batch=64)
+    measure({alone: {"direct": 4, "m2": 2, "m4": 3, "m6": 3}, crowd: {"direct": 4, "m2": 3, "m4": 3, "m6": 2}})
+    for load, tile in ((Load(batch_size=1), 2), (Load(batch_size=64), 6)):
+        result = run(network, images, select="count", count=0, tile="fastest", exclude=["first"], load=load)
+        assert result.layers[0].tile == tile
+
+
+def test_network_that_is_fastest_as_it_is_is_refused(network: ModelGraph, images: Tensor, measure: Measure) -> None:
+    measure({shape: {"direct": 1, "m2": 2, "m4": 2, "m6": 2} for shape in (FIRST, SECOND)})
+    with pytest.raises(RecipeRefused, match="No layer of this model would be faster"):
+        run(network, images, tile="fastest")
+
+
+@pytest.mark.parametrize("slow", ["first", "second"])
+def test_allocation_by_time_goes_first_where_time_is_lost(
+    network: ModelGraph, images: Tensor, measure: Measure, slow: str
+) -> None:
+    """The order of positions turns with the measured times; that by multiplications knows nothing of them."""
+    ms = {"first": 1e-3, "second": 1e-3, slow: 1e3}
+    measure({FIRST: {"m4": ms["first"]}, SECOND: {"m4": ms["second"]}})
+    by_time, by_count = (run(network, images, tile=4, rounds=1, saves=unit) for unit in ("time", "multiplications"))
+    assert by_time.allocation is not None
+    assert by_count.allocation is not None
+    assert by_time.allocation.increments[0].layer == slow
+    saved = sum(one.saved for one in by_time.allocation.increments if one.layer == slow)
+    layer = next(one for one in by_time.layers if one.layer == slow)
+    assert saved == pytest.approx(layer.modelled_us_winograd - layer.modelled_us, rel=1e-3)
+    whole, left = (
+        sum(getattr(one, name) for one in by_count.layers) for name in ("multiplications_winograd", "multiplications")
+    )
+    assert sum(one.saved for one in by_count.allocation.increments) == pytest.approx(whole - left)
+
+
+def test_modelled_times_of_each_layer_are_reported(network: ModelGraph, images: Tensor, measure: Measure) -> None:
+    measure({FIRST: {"direct": 2, "m4": 1}, SECOND: {"direct": 4, "m4": 1}})
+    result = run(network, images, select="rate", rate=0.5, tile=4, rounds=1, train=lambda graph, _: graph)
+    assert [layer.modelled_us_direct for layer in result.layers] == [2000, 4000]
+    assert [layer.modelled_us_winograd for layer in result.layers] == [1000, 1000]
+    assert all(0 < layer.modelled_us < 1000 for layer in result.layers)
+    details = result.as_details()
+    assert details["modelled_us_direct"] == 6000
+    assert details["modelled_us"] == pytest.approx(sum(layer.modelled_us for layer in result.layers), rel=1e-3)
+    assert details["modelled_for"] == {
+        "batch_size": 1,
+        "threads": 1,
+        "runtime": "torch with winograd.load",
+        "machine": "made up",
+        "date": "",
+    }
+
+
+def test_the_target_in_time_ends_the_step(network: ModelGraph, images: Tensor, measure: Measure) -> None:
+    measure({FIRST: {"direct": 2, "m4": 1}, SECOND: {"direct": 2, "m4": 1}})
+    options = {"select": "rate", "rate": 0.5, "tile": 4, "training": {}, "train": lambda graph, _: graph}
+    all_the_way = run(network, images, **options)
+    furthest = all_the_way.modelled_us_direct / all_the_way.modelled_us
+    assert furthest > 2
+    result = run(network, images, **options, target_speedup=(2 + furthest) / 2)
+    assert result.ended_because == "target_speedup"
+    assert (2 + furthest) / 2 <= result.modelled_us_direct / result.modelled_us < furthest
+
+
 def test_filters_are_transformed_in_double_precision() -> None:
     filters = torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     exact = winograd.transform_filters(filters.double(), list(range(36)), 4)
@@ -538,6 +625,9 @@ def test_filters_are_transformed_in_double_precision() -> None:
         {"rate": 0.2},
         {"select": "rate", "rate": 0.7},
         {"groups": 2, "group_by": "input_channels", "training": {"domain": "spatial"}},
+        {"select": "rate", "rate": 0.2, "saves": "time"},
+        {"target_speedup": 1},
+        {"tile": 3},
     ],
 )
 def test_options_that_do_not_go_together_are_refused(options: dict[str, Any]) -> None:
