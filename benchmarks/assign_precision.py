@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_test, data_folder
-from jobs.recipe import AssignPrecision, LearningStatistics, Preprocess, QuantizeFixedPoint, RecoveryTraining
+from jobs.recipe import AssignPrecision, LearningStatistics, QuantizeFixedPoint, RecoveryTraining
+from jobs.request import Preprocess
 from workers.compression.assign_precision import Surroundings, assign_precision
 from workers.compression.finetune import AfterStep, TrainingImages, finetune
 from workers.compression.precision_orders import LayerStatistics, Orders

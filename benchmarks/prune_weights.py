@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.material import CIFAR_PREPROCESS, cifar_selection, cifar_test, data_folder
-from jobs.recipe import Preprocess, PruneWeights
+from jobs.recipe import PruneWeights
+from jobs.request import Preprocess
 from workers.compression.examples import Examples
 from workers.compression.prune_weights import prune_weights
 from workers.compression.pruning_log import PruneResult

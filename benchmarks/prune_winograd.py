@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_selection, cifar_test, data_folder
-from jobs.recipe import Preprocess, PruneWinograd
+from jobs.recipe import PruneWinograd
+from jobs.request import Preprocess
 from workers.compression.examples import Examples
 from workers.compression.finetune import TrainingImages
 from workers.compression.prune_winograd import Surroundings, WinogradResult, prune_winograd

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.material import CIFAR_PREPROCESS, cifar_selection, cifar_test, data_folder, table
-from jobs.recipe import Preprocess, QuantizeFixedPoint
+from jobs.recipe import QuantizeFixedPoint
+from jobs.request import Preprocess
 from workers.compression.quantize_fixed_point import FixedPointResult, Surroundings, quantize_fixed_point
 from workers.datasets.preprocess import InputTransform
 from workers.fixed_point.run import IntegerRunner

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_selection, cifar_test, data_folder
-from jobs.recipe import Preprocess, QuantizeFixedPoint, RecoveryTraining
+from jobs.recipe import QuantizeFixedPoint, RecoveryTraining
+from jobs.request import Preprocess
 from workers.compression.finetune import TrainingImages, finetune
 from workers.compression.quantize_fixed_point import FixedPointResult, Surroundings, quantize_fixed_point
 from workers.datasets.preprocess import InputTransform
