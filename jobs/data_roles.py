@@ -16,14 +16,8 @@ from typing import Literal, get_args
 
 from jobs.folder import Compress
 from jobs.inspection import DatasetInspection
-from jobs.recipe import (
-    AssignPrecision,
-    JobRequest,
-    PruneWinograd,
-    QuantizeFixedPoint,
-    Step,
-    TrainingOptions,
-)
+from jobs.recipe import AssignPrecision, PruneWinograd, QuantizeFixedPoint, Step, TrainingOptions
+from jobs.request import JobRequest
 
 Role = Literal["train", "selection", "test"]
 ROLES: tuple[Role, ...] = get_args(Role)

@@ -1,12 +1,7 @@
 """Which layers a step kind can work on, told from a model's inspection."""
 
 from jobs.inspection import LayerInfo, ModelInspection
-from jobs.recipe import (
-    AssignPrecision,
-    PruneWeights,
-    PruneWinograd,
-    QuantizeFixedPoint,
-)
+from jobs.recipe import AssignPrecision, PruneWeights, PruneWinograd, QuantizeFixedPoint
 
 LayerStep = PruneWeights | PruneWinograd | AssignPrecision | QuantizeFixedPoint  # steps that work on some layers
 # What a search for a goal makes recipes of; finetune alone compresses nothing.

@@ -7,16 +7,8 @@ from typing import Any
 from jobs.data_roles import Role, images_by_role, learns, trainings
 from jobs.eligibility import why_not, why_not_in_integers
 from jobs.inspection import DatasetInspection, LayerInfo, ModelInspection
-from jobs.recipe import (
-    AssignPrecision,
-    Finetune,
-    Goal,
-    LearningCycles,
-    PruneWeights,
-    PruneWinograd,
-    QuantizeFixedPoint,
-    Step,
-)
+from jobs.recipe import AssignPrecision, Finetune, LearningCycles, PruneWeights, PruneWinograd, QuantizeFixedPoint, Step
+from jobs.request import Goal
 from jobs.tiles import best_tile, tiles_of
 
 # Multiply-adds a second that one slow core does at the least in a convolution; only for an order of magnitude.

@@ -21,7 +21,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.errors import JobError
 from jobs.inspection import DatasetInspection, ModelInspection
-from jobs.recipe import Goal, Limits, OutputFormat, Preprocess, Step, Target
+from jobs.recipe import Step
+from jobs.request import Goal, Limits, OutputFormat, Preprocess, Target
 
 MAX_RESULT_BYTES = 64 * 1024 * 1024
 MAX_PROGRESS_LINE_BYTES = 64 * 1024

@@ -25,18 +25,13 @@ from jobs.inspection import DatasetInspection, ModelInspection
 from jobs.recipe import (
     AssignPrecision,
     Finetune,
-    Goal,
-    JobRequest,
-    Limits,
-    OutputFormat,
-    Preprocess,
     PruneWeights,
     PruneWinograd,
     QuantizeFixedPoint,
     Step,
-    Target,
     TrainingOptions,
 )
+from jobs.request import Goal, JobRequest, Limits, OutputFormat, Preprocess, Target
 
 OPENED_FORMATS: dict[str, OutputFormat] = {"onnxruntime": "onnx", "torch": "pt2"}
 

@@ -3,7 +3,7 @@
 from datetime import datetime
 
 from jobs.errors import JobError
-from jobs.recipe import JobRequest
+from jobs.request import JobRequest
 from jobs.states import JobState
 from jobs.tables import ArtifactRow, DatasetRow, JobEventRow, JobRow, ModelRow
 from service.schemas import Artifact, Dataset, Job, JobEvent, Model

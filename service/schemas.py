@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from jobs.errors import JobError
 from jobs.inspection import DatasetInspection, ModelInspection
-from jobs.recipe import JobRequest
+from jobs.request import JobRequest
 from jobs.states import JobState, UploadState
 
 MODEL_ID = "mdl_01kb2xv6w8e7r0c3f5m9n1p4qs"

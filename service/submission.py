@@ -11,9 +11,10 @@ from jobs.eligibility import searched_layers
 from jobs.estimates import estimate, estimate_goal
 from jobs.inspection import DatasetInspection, ModelInspection
 from jobs.preflight import check_request
-from jobs.recipe import JobRequest, Step
+from jobs.recipe import Step
 from jobs.repository.lifecycle import submit_job
 from jobs.repository.uploads import find_upload
+from jobs.request import JobRequest
 from jobs.settings import Settings
 from jobs.states import UploadState
 from jobs.tables import DatasetRow, JobRow, ModelRow

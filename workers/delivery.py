@@ -12,8 +12,8 @@ import torch
 
 from jobs.errors import VerificationFailed
 from jobs.folder import Compress
-from jobs.recipe import OutputFormat
 from jobs.report import Accuracy, DeliveredFile, IntegerNetworkReport, MemoryUse
+from jobs.request import OutputFormat
 from workers.bench import Bench
 from workers.checkpoints import State, sha256_of
 from workers.datasets.roles import Part

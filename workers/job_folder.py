@@ -25,9 +25,9 @@ from jobs.folder import (
     Request,
     write_atomically,
 )
-from jobs.recipe import JobRequest
 from jobs.report import Report
 from jobs.repository.lifecycle import NewArtifact
+from jobs.request import JobRequest
 from jobs.storage import CHUNK_BYTES, BlobMissing, Storage
 from workers.endings import DISK_FULL, MISSING_INPUT
 from workers.untrusted import MAX_INTEGER, Untrustworthy, open_untrusted, parse_untrusted

@@ -12,10 +12,10 @@ from jobs.recipe import (
     PruneWinograd,
     QuantizeFixedPoint,
     Step,
-    Target,
     TrainingOptions,
 )
 from jobs.report import StepReport
+from jobs.request import Target
 from workers.bench import Bench
 from workers.checkpoints import Checkpoints, State
 from workers.compression.assign_precision import Surroundings as PrecisionSurroundings

@@ -1,7 +1,7 @@
 """The job in one sentence, whether its limits were kept, and what must be said plainly."""
 
-from jobs.recipe import Goal, Limits
 from jobs.report import Accuracy, AccuracyChange, DeliveredFile, FileSize, Totals, Verdict
+from jobs.request import Goal, Limits
 
 # Speeds closer to each other than this are called equal: alternating runs on a shared machine don't tell them apart.
 _NO_FASTER = 1.05

@@ -8,10 +8,10 @@ from fastapi.sse import EventSourceResponse
 from sqlalchemy.orm import Session
 
 from jobs.database import now
-from jobs.recipe import JobRequest
 from jobs.report import Report
 from jobs.repository.lifecycle import request_cancel, request_finish
 from jobs.repository.queries import artifacts_of, find_job, jobs_ahead, jobs_page
+from jobs.request import JobRequest
 from jobs.states import FINAL, JobState
 from jobs.tables import JobRow
 from service import refusals

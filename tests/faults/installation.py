@@ -11,10 +11,10 @@ from typing import Any
 
 from jobs.database import Database
 from jobs.identifiers import is_id
-from jobs.recipe import JobRequest
 from jobs.repository.lifecycle import submit_job
 from jobs.repository.queries import artifacts_of, events_after
 from jobs.repository.uploads import add_upload
+from jobs.request import JobRequest
 from jobs.settings import Settings
 from jobs.states import FINAL, JobState, UploadState
 from jobs.storage import LocalStorage

@@ -11,13 +11,9 @@ from jobs.inspection import DatasetInspection, Eligibility, LayerInfo, ModelInsp
 from jobs.preflight import Problem, check_recipe, check_request, fitted_shape, is_channels_last
 from jobs.recipe import (
     AssignPrecision,
-    Constraints,
     Finetune,
-    Goal,
-    JobRequest,
     LayerChange,
     LearningStatistics,
-    Preprocess,
     PruneWeights,
     PruneWinograd,
     QuantizeFixedPoint,
@@ -25,6 +21,7 @@ from jobs.recipe import (
     Step,
     TrainingOptions,
 )
+from jobs.request import Constraints, Goal, JobRequest, Preprocess
 
 TO_UNIT = Preprocess(scale=1 / 255)
 

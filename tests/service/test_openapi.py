@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from jobs.recipe import STEP_KINDS, JobRequest
+from jobs.recipe import STEP_KINDS
+from jobs.request import JobRequest
 from service import refusals
 from service.errors import PROBLEM_TYPES
 from service.refusals import RequestRefused

@@ -17,8 +17,8 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from jobs.database import now
-from jobs.recipe import JobRequest
 from jobs.repository.lifecycle import claim_job, reap_lost_jobs, request_cancel, request_finish
+from jobs.request import JobRequest
 from jobs.states import JobState, UploadState
 from jobs.tables import JobRow, ModelRow
 from tests.faults.installation import Action, Installation

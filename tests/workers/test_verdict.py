@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from jobs.recipe import Limits
 from jobs.report import Accuracy, AccuracyChange, DeliveredFile, FileSize, Latency, Totals
+from jobs.request import Limits
 from workers.verdict import judge, megabytes, notes_on_zeros, signed
 
 NOT_FASTER = "unstructured zeros do not speed up dense kernels"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jobs.preflight import is_channels_last
-from jobs.recipe import Preprocess
+from jobs.request import Preprocess
 from workers.datasets.dataset import Dataset, Indices, Pixels
 from workers.datasets.read_image_folder import FolderImages
 from workers.models.graph import TensorSpec

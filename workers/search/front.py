@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
 
-from jobs.recipe import Goal
 from jobs.report import Candidate
+from jobs.request import Goal
 from workers.verdict import megabytes
 
 _WIDTH, _HEIGHT, _MARGIN = 640, 420, 64

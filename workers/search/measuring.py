@@ -13,8 +13,9 @@ import numpy as np
 from pydantic import ValidationError
 
 from jobs.folder import Compress, Progress, write_atomically
-from jobs.recipe import Goal, Step
+from jobs.recipe import Step
 from jobs.report import Candidate, Latency, StepReport
+from jobs.request import Goal
 from workers.bench import Bench
 from workers.checkpoints import Checkpoints, State
 from workers.delivery import FILE_NAMES, RUNTIMES, Format, device_name, write_model, write_state

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from jobs.folder import write_atomically
-from jobs.recipe import Goal, QuantizeFixedPoint
+from jobs.recipe import QuantizeFixedPoint
+from jobs.request import Goal
 from workers.bench import Bench
 from workers.compression.second_networks import SecondNetworks
 from workers.measurement.accuracy import least_change_pp

@@ -9,22 +9,14 @@ from pathlib import Path
 from typing import Literal
 
 from jobs.inspection import ModelInspection
-from jobs.recipe import (
-    AssignPrecision,
-    Finetune,
-    Goal,
-    PruneWeights,
-    PruneWinograd,
-    RecoveryTraining,
-    Step,
-    WinogradTraining,
-)
+from jobs.recipe import AssignPrecision, Finetune, PruneWeights, PruneWinograd, RecoveryTraining, Step, WinogradTraining
 from jobs.report import Candidate
+from jobs.request import Goal
 from workers.bench import Bench
 from workers.search.allocation import Bits
 from workers.search.predictor import QUANTIZATION, Predictor
 
-_TILES: tuple[Literal["auto", 4], ...] = ("auto", 4)
+_TILES: tuple[Literal["fastest", 4], ...] = ("fastest", 4)
 
 
 @dataclass(frozen=True)
@@ -94,7 +86,9 @@ def _winograd(scene: Scene) -> Proposals:
     for training in (None, WinogradTraining()) if scene.learns else (None,):
         for tile in _TILES:
             for allowed in (drop / 2, drop):
-                step = PruneWinograd(kind="prune_winograd", tile=tile, max_drop_pp=allowed, training=training)
+                step = PruneWinograd(
+                    kind="prune_winograd", tile=tile, saves="time", max_drop_pp=allowed, training=training
+                )
                 yield Proposal((step,))
 
 

@@ -16,8 +16,9 @@ from pydantic import TypeAdapter
 from jobs.errors import RecipeRefused, Refusal
 from jobs.folder import Compress
 from jobs.inspection import ModelInspection
-from jobs.recipe import Goal, OutputFormat, Step
+from jobs.recipe import Step
 from jobs.report import Candidate, SearchReport
+from jobs.request import Goal, OutputFormat
 from workers.bench import Bench
 from workers.search.front import drawing, front, objective, shown
 from workers.search.measuring import Measuring, TimeIsUpError, best_of

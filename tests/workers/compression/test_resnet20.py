@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.recipe import Preprocess
+from jobs.request import Preprocess
 from workers.compression.examples import Examples
 from workers.compression.suffix_evaluator import SuffixEvaluator
 from workers.compression.thresholds import pruned

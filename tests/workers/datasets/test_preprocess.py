@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jobs.recipe import Preprocess
+from jobs.request import Preprocess
 from workers.datasets.preprocess import InputTransform, fit_dataset, input_batches
 from workers.datasets.read_dataset import read_dataset
 from workers.models.graph import TensorSpec

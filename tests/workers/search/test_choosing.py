@@ -6,8 +6,8 @@ from xml.etree import ElementTree
 import pytest
 
 from jobs.errors import RecipeRefused
-from jobs.recipe import Goal
 from jobs.report import Candidate
+from jobs.request import Goal
 from workers.search.front import drawing, front
 from workers.search.measuring import TimeIsUpError, best_of, shortfalls
 from workers.search.proposals import _narrowest

@@ -9,8 +9,9 @@ import pytest
 
 from jobs.eligibility import SEARCHED_KINDS
 from jobs.inspection import Eligibility, LayerInfo, ModelInspection
-from jobs.recipe import Goal, PruneWinograd, QuantizeFixedPoint, RecoveryTraining
+from jobs.recipe import PruneWinograd, QuantizeFixedPoint, RecoveryTraining
 from jobs.report import Candidate
+from jobs.request import Goal
 from workers.bench import Bench
 from workers.search.allocation import Bits
 from workers.search.predictor import Predictor
