@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 COMMANDS = (
     ("benchmarks.prune_weights", "accuracy"),
@@ -13,9 +14,9 @@ COMMANDS = (
     ("benchmarks.quantize_fixed_point", "training"),
     ("benchmarks.assign_precision", "curves"),
     ("benchmarks.assign_precision", "budgets"),
-    ("benchmarks.goals", "bytes"),
-    ("benchmarks.goals", "latency"),
-    ("benchmarks.goals", "latency", "--runtime", "torch"),
+    ("benchmarks.goals", "bytes", "--svg", "build/accuracy-bytes.svg"),
+    ("benchmarks.goals", "latency", "--svg", "build/accuracy-latency-onnxruntime.svg"),
+    ("benchmarks.goals", "latency", "--runtime", "torch", "--svg", "build/accuracy-latency-torch.svg"),
     ("benchmarks.c_source",),
     ("benchmarks.qdq",),
     ("benchmarks.overhead",),
@@ -33,6 +34,7 @@ COMMANDS = (
 
 
 def main() -> None:
+    Path("build").mkdir(exist_ok=True)
     for module, *arguments in COMMANDS:
         print(f"\n# python -m {' '.join((module, *arguments))}\n", flush=True)
         subprocess.run([sys.executable, "-m", module, *arguments], check=True)

@@ -5,6 +5,8 @@
     python -m benchmarks.goals latency --runtime torch            the same in our own runtime
     python -m benchmarks.goals operations
 
+With --svg FILE also the figure of accuracy against what is minimised, with all candidates and their front.
+
 ResNet-20 on CIFAR-10 as a user would upload it. Needs the folder of models and images that WINNOW_DATA names. The network knows its
 training images by heart, so the search decides on the first 2,000 test images, and the verdict is on the other 3,000.
 """
@@ -37,6 +39,8 @@ def main() -> None:
         if outcome.error is not None:
             sys.exit(outcome.error.message)
         report = Report.model_validate_json((folder / "outputs" / "report.json").read_bytes())
+        if options.svg is not None:
+            options.svg.write_bytes((folder / "outputs" / "front.svg").read_bytes())
     found = report.search
     assert found is not None
     rows = [
@@ -84,7 +88,7 @@ def _words(step: dict[str, Any]) -> str:
             return (mixed or "8 bits") + (", retrained" if training else "")
         case {"kind": "prune_winograd", "tile": tile, "max_drop_pp": drop, "count": count, "training": training}:
             return (
-                f"Winograd {tile}, "
+                f"Winograd, tile {tile}, "
                 + ("whole" if count == 0 else f"pruned for {drop} pp")
                 + (", trained" if training else "")
             )
@@ -152,6 +156,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=2000, help="test images that the search decides on")
     parser.add_argument("--learning-images", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--svg", type=Path, help="file for the figure")
     return parser.parse_args()
 
 

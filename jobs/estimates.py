@@ -21,6 +21,7 @@ _GRAPH_BYTES_A_LAYER = 80  # a file's nodes and names; at the least, so that "to
 _BIAS_BYTES = 4
 _MOST_BITS, _FEWEST_BITS, _FLOAT_BITS = 8, 2, 32
 _MOST_PRUNED = 0.99
+WINOGRAD_PROBING_IMAGES = 512  # of the selection images, where a recipe doesn't say how many of each class
 _FASTEST_TILES = (
     "Shown are the tiles with the fewest multiplications. Which are the fastest, and where direct convolution is faster, a "
     "worker looks up when the job runs: winograd's table comes with torch, which isn't loaded here."
@@ -132,12 +133,15 @@ def _winograd_cost(step: PruneWinograd, images: Mapping[Role, int], model: Model
     if step.training is not None:
         trained = images.get("train", 0) * step.training.epochs * step.rounds
     probes = 18 * len(eligible) if step.select == "allocate" else 0
-    passes = probes + 4 * step.rounds  # measured, and judged before and after training
+    probed = min(selection, WINOGRAD_PROBING_IMAGES)
+    if step.images_per_class is not None:
+        probed = min(selection, step.images_per_class * (model.classes or 1))
+    passes = 4 * step.rounds  # measured, and judged before and after training
     cost = {
         "kind": step.kind,
         "layer_evaluations_at_most": probes,
         "images": selection + trained,
-        "macs": (passes * selection + 3 * trained) * model.macs,
+        "macs": (probes * probed + passes * selection + 3 * trained) * model.macs,
         "layers": [_winograd_savings(layer, step) for layer in eligible],
     }
     return cost if step.tile != "fastest" else {**cost, "note": _FASTEST_TILES}

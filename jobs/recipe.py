@@ -263,7 +263,10 @@ class PruneWinograd(Schema):
     )
     exclude: tuple[LayerName, ...] = Field(default=(), max_length=10_000, description="Layers to leave as they are.")
     images_per_class: int | None = Field(
-        default=None, ge=1, le=1_000_000, description="Selection images used for probing, of each class. Default: all."
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Selection images used for probing, of each class. Default: as many as make 512 in all, or all of them for the score accuracy.",
     )
     cache_mib: int = Field(
         default=1024, ge=0, le=1_048_576, description="Memory for activations kept between probes, in MiB."

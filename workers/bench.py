@@ -31,7 +31,7 @@ from workers.models.graph import ModelGraph
 Measure = Literal["top1", "agreement"]
 
 HEALTH_IMAGES = 200
-CALIBRATION_IMAGES = 512  # moments of a layer are means over all of their tiles
+CALIBRATION_IMAGES = 2048  # at the most; they are read as they are needed
 CALIBRATION_BATCH = 64
 
 
@@ -105,15 +105,18 @@ class Bench:
             labels=labels,
         )
 
-    def pruning_examples(self, images_per_class: int | None) -> Examples:
-        """The pruning data set of claim element P-4, drawn from the selection images."""
+    def pruning_examples(self, images_per_class: int | None, *, enough: int | None = None) -> Examples:
+        """The pruning data set of claim element P-4, drawn from the selection images: so many of each class, or, where none is
+        said, as many as there are, up to about `enough` in all."""
         part = self.parts["selection"]
         targets = self.targets(part)
         if self.measure == "agreement" and images_per_class is None:
             # The classes are only what the network says; one that it hardly ever says must not shrink the data.
-            chosen = np.arange(len(part))
+            chosen = np.sort(np.random.default_rng(self.job.seed).permutation(len(part))[:enough])
         else:
-            smallest = int(np.unique(targets, return_counts=True)[1].min())
+            counts = np.unique(targets, return_counts=True)[1]
+            smallest = int(counts.min())
+            most = smallest if enough is None else min(smallest, -(-enough // len(counts)))
             if images_per_class is not None and images_per_class > smallest:
                 raise RecipeRefused(
                     f"{images_per_class} images are asked of each class, but the smallest has {smallest} among the "
@@ -121,7 +124,7 @@ class Bench:
                     hint=f"Ask for {smallest} at the most.",
                     role="selection",
                 )
-            chosen = sample_per_class(targets, images_per_class or smallest, self.job.seed)
+            chosen = sample_per_class(targets, images_per_class or most, self.job.seed)
         numbers, images = part.indices[chosen], part.dataset.images
         return Examples(
             pick=lambda wanted: images.pick(numbers[wanted]), to_input=self.transform, targets=targets[chosen]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, assert_never
 
+from jobs.estimates import WINOGRAD_PROBING_IMAGES
 from jobs.recipe import (
     AssignPrecision,
     Finetune,
@@ -115,7 +116,9 @@ def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_pro
     train = None
     if step.training is not None:
         train = Trainer(bench.training_images(), step.training, bench.job.seed, graph, bench.uploaded, on_progress)
-    examples = bench.pruning_examples(step.images_per_class)
+    # Right answers are counted in whole images; how far scores move, each image tells.
+    enough = None if step.score == "accuracy" else WINOGRAD_PROBING_IMAGES
+    examples = bench.pruning_examples(step.images_per_class, enough=enough)
     surroundings = Surroundings(
         calibration=bench.calibration_batches,
         evaluator_of=lambda network: SuffixEvaluator(network, examples, cache_mib=step.cache_mib),

@@ -16,8 +16,8 @@ from workers.models.inspect_model import describe
 from workers.models.read_model import read_model
 
 
-def bench_with(folder: Path, **ranges: range) -> Bench:
-    """The digits network, with these images of digits by role, none of them labelled."""
+def bench_with(folder: Path, *, labelled: bool = False, **ranges: range) -> Bench:
+    """The digits network, with these images of digits by role."""
     uploaded = read_model(save_pt2(folder / "digits.pt2"))
     job = Compress.model_validate(
         {
@@ -27,7 +27,8 @@ def bench_with(folder: Path, **ranges: range) -> Bench:
     )  # fmt: skip
     parts: dict[Role, Part] = {}
     for name, numbers in ranges.items():
-        np.savez(folder / f"{name}.npz", x=digits()[0][list(numbers)])
+        x, y = (values[list(numbers)] for values in digits())
+        np.savez(folder / f"{name}.npz", x=x, **({"y": y} if labelled else {}))
         role = cast("Role", name)
         parts[role] = Part(
             role, read_dataset(folder / f"{name}.npz"), np.arange(len(numbers)), sha256=name, origin="all"
@@ -60,3 +61,21 @@ def test_unlabelled_training_images_have_the_answers_of_a_network_where_it_is_na
     assert labels is not None
     wanted = bench.uploaded(to_input(digits()[0][900:1000]))[0].argmax(1).numpy()
     assert np.array_equal(labels, wanted)
+
+
+def test_probing_takes_as_many_images_of_each_class_as_are_enough(tmp_path: Path) -> None:
+    bench = bench_with(tmp_path, labelled=True, selection=range(1000, 1400))
+    everything = bench.pruning_examples(None)
+    per_class = len(everything.targets) // 10
+    assert np.bincount(everything.targets).tolist() == [per_class] * 10
+    assert np.bincount(bench.pruning_examples(None, enough=95).targets).tolist() == [10] * 10
+    assert np.bincount(bench.pruning_examples(3, enough=95).targets).tolist() == [3] * 10
+    assert len(bench.pruning_examples(None, enough=10**6).targets) == len(everything.targets)
+
+
+def test_probing_without_labels_takes_some_images_at_random(tmp_path: Path) -> None:
+    bench = bench_with(tmp_path, selection=range(1000, 1400))
+    assert len(bench.pruning_examples(None).targets) == 400
+    some = bench.pruning_examples(None, enough=95)
+    assert len(some.targets) == 95
+    assert is_of(to_input(some.pick(np.arange(95))), range(1000, 1400))

@@ -4,11 +4,15 @@ Each layer is probed alone at a ladder of numbers of pruned positions; everythin
 images, of which a single layer costs few or none, and together many. So layers are compared by how far the scores move (the
 divergence of the classes' probabilities), which adds up where changes are small: steps up the ladders are taken in the order
 of their divergence for each multiplication, or microsecond, saved. How far to go along that order is for measured accuracy to say.
+
+A divergence takes few images, as every image tells. What it comes to in accuracy is read off the probes: those that moved the
+scores of all images about as far as all layers together do, whichever layer it was.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from itertools import pairwise
+from math import log
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +20,8 @@ from torch import Tensor
 from workers.compression.evaluator import Evaluator
 from workers.compression.winograd_layers import Mask
 from workers.models.graph import Layer
+
+NEIGHBOURS = 9  # probes of nearly the same divergence that a drop is read off
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,7 @@ class Increment:
     layer: str
     count: int
     divergence: float  # in addition to the step before
-    drop_pp: float  # the same
-    saved: float
+    saved: float  # the same
 
 
 @dataclass(frozen=True)
@@ -49,19 +54,24 @@ class Allocation:
     increments: tuple[Increment, ...]
 
     def counts(self, share: float) -> tuple[dict[str, int], float]:
-        """Positions to prune by layer, and the predicted drop in percentage points, after a share of all that can be saved.
-
-        What is predicted is the sum of what each layer cost alone.
-        """
+        """Positions to prune by layer, and the predicted drop in percentage points, after a share of all that can be saved."""
         counts = {one.layer: 0 for one in self.sensitivities}
         wanted = share * sum(one.saved for one in self.increments)
-        saved = predicted = 0.0
+        saved = divergence = 0.0
         for one in self.increments:
             if saved + 0.5 * one.saved > wanted:
                 break
             counts[one.layer] = one.count
-            saved, predicted = saved + one.saved, predicted + one.drop_pp
-        return counts, predicted
+            saved, divergence = saved + one.saved, divergence + one.divergence
+        return counts, self._drop_at(divergence)
+
+    def _drop_at(self, divergence: float) -> float:
+        """What such a divergence of all layers together is expected to cost, in percentage points."""
+        known = [one for one in self.sensitivities if one.divergence > 0]
+        if divergence <= 0 or not known:
+            return 0.0
+        near = sorted(known, key=lambda one: abs(log(one.divergence / divergence)))[:NEIGHBOURS]
+        return divergence * sum(one.drop_pp for one in near) / sum(one.divergence for one in near)
 
     def as_details(self) -> dict[str, Any]:
         """For the report."""
@@ -115,7 +125,6 @@ def _convex(rungs: list[Sensitivity]) -> list[Increment]:
             after.layer,
             after.count,
             max(0.0, after.divergence - before.divergence),
-            after.drop_pp - before.drop_pp,
             after.saved - before.saved,
         )
         for before, after in pairwise(hull)

@@ -27,6 +27,9 @@ from workers.models.graph import Layer, ModelGraph, layers, parameter
 
 # Rows of G, t*t*C/g, up to which it is held and solved: 4,608 rows are 170 MB, and a second or two.
 MOST_ROWS = 4608
+# What G is measured on before a layer has seen enough: images, and tiles for each of its rows. Where images have few tiles, a
+# fit to few of them is one to their noise.
+ENOUGH_IMAGES, ENOUGH_TILES = 512, 8
 RIDGE = 1e-4  # added to G, as a part of its mean diagonal: keeps what images hardly excite where it was
 
 
@@ -37,6 +40,8 @@ class Moments:
     m: int
     energy: Tensor
     gram: Tensor | None
+    images: int = 0  # counted in
+    tiles: int = 0
 
     @classmethod
     def empty(cls, layer: Layer) -> "Moments":
@@ -45,25 +50,31 @@ class Moments:
         gram = torch.zeros(layer.groups, rows, rows, dtype=torch.float64) if rows <= MOST_ROWS else None
         return cls(_m_of(layer), torch.zeros(layer.groups, positions, channels, dtype=torch.float64), gram)
 
+    @property
+    def are_enough(self) -> bool:
+        rows = self.energy.shape[1] * self.energy.shape[2]
+        return self.images >= ENOUGH_IMAGES and (self.gram is None or self.tiles >= ENOUGH_TILES * rows)
+
     def energy_of(self, weights: Tensor) -> Tensor:
         """[t*t, K, C/g], the mean square of the input that each weight is multiplied with, as a view."""
         return self.energy.repeat_interleave(weights.shape[1] // self.energy.shape[0], dim=0).transpose(0, 1)
 
-    def add(self, v: Tensor) -> int:
-        """Count in transformed tiles [g, t*t, C/g, tiles], and return how many they are."""
+    def add(self, v: Tensor, images: int) -> None:
+        """Count in transformed tiles [g, t*t, C/g, tiles]."""
         self.energy += v.double().square().sum(-1)
         if self.gram is not None:
             rows = v.flatten(1, 2)
             self.gram += (rows @ rows.transpose(1, 2)).double()
-        return int(v.shape[3])
+        self.images += images
+        self.tiles += int(v.shape[3])
 
-    def average(self, tiles: int) -> None:
-        """From sums over so many tiles to means."""
-        self.energy /= max(1, tiles)
+    def average(self) -> None:
+        """From sums over tiles to means."""
+        self.energy /= max(1, self.tiles)
         if self.gram is not None:
             channels = self.energy.shape[2]
             products = _products_of_patterns(self.m).repeat_interleave(channels, 0).repeat_interleave(channels, 1)
-            self.gram *= products / max(1, tiles)
+            self.gram *= products / max(1, self.tiles)
 
 
 @dataclass
@@ -80,18 +91,24 @@ class Target:
 
 
 def measure_moments(graph: ModelGraph, names: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
-    """The moments of the layers called `names`, all of them Winograd convolutions at all positions, on `batches` of input."""
+    """The moments of the layers called `names`, all of them Winograd convolutions at all positions, on `batches` of input.
+
+    No more batches are taken than every layer needs, nor counted in than it needs itself.
+    """
     wanted = set(names)
     found = {layer.name: Moments.empty(layer) for layer in layers(graph) if layer.name in wanted}
     layer_of = {node: layer for layer in layers(graph) if layer.name in wanted for node in layer.used_by}
     inputs_of = _InputsOf(graph, layer_of)
-    tiles = dict.fromkeys(found, 0)
     for batch in batches:
+        wanting = {name for name, moments in found.items() if not moments.are_enough}
+        if not wanting:
+            break
         for node, image in inputs_of(batch).items():
             layer = layer_of[node]
-            tiles[layer.name] += found[layer.name].add(_tiles_of(layer, image))
-    for name, moments in found.items():
-        moments.average(tiles[name])
+            if layer.name in wanting:
+                found[layer.name].add(_tiles_of(layer, image), len(image))
+    for moments in found.values():
+        moments.average()
     return found
 
 
@@ -101,26 +118,28 @@ def measure_target(
 ) -> tuple[Moments, Target]:
     """The moments of the layer called `name` of `graph`, and as its target what it gives in `reference`.
 
-    The networks differ in weights only; the layer has all positions, and few enough rows that G is held.
+    The networks differ in weights only; the layer has all positions, and few enough rows that G is held. No more batches are
+    taken than it needs.
     """
     layer = next(layer for layer in layers(graph) if layer.name == name)
     weights = parameter(reference, layer.weight)
     products = _products_of_patterns(_m_of(layer))
     own, wanted = _InputsOf(graph, layer.used_by), _InputsOf(reference, layer.used_by)
     moments, target = Moments.empty(layer), Target.empty(layer)
-    tiles = 0
     for batch in batches:
+        if moments.are_enough:
+            break
         images = wanted(batch)
         for node, image in own(batch).items():
             v = _tiles_of(layer, image)
             outputs = _outputs_of(layer, weights, images[node])
             seen = (products.float() @ outputs.flatten(2)).reshape(outputs.shape)
-            tiles += moments.add(v)
+            moments.add(v, len(image))
             target.common += (v @ seen.transpose(2, 3)).flatten(1, 2).double()
             target.energy += float((outputs * seen).sum(dtype=torch.float64))
-    moments.average(tiles)
-    target.common /= max(1, tiles)
-    target.energy /= max(1, tiles)
+    moments.average()
+    target.common /= max(1, moments.tiles)
+    target.energy /= max(1, moments.tiles)
     return moments, target
 
 

@@ -1,7 +1,8 @@
 """Method W as a step, claim element by claim element (docs/methods.md)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from tests.workers.networks import graph_of
 from workers.compression.evaluator import Probe, ProbingCost
 from workers.compression.finetune import TrainingImages
 from workers.compression.prune_winograd import Surroundings, WinogradResult, prune_winograd
+from workers.compression.winograd_allocation import Allocation, Increment, Sensitivity
 from workers.compression.winograd_elimination import elimination_scores
 from workers.compression.winograd_layers import Mask, to_winograd, transformed, without_pruned
 from workers.compression.winograd_moments import compensated, measure_moments, measure_target
@@ -410,6 +412,33 @@ def test_fitted_weights_lose_less_of_the_output_than_weights_left_as_they_were(
     assert lost(fitted) < lost(nudged)
 
 
+def test_layers_are_measured_on_as_many_images_as_their_rows_need(
+    network: ModelGraph, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few tiles an image and many rows want more images; whoever has enough is left alone, and nothing is read in vain."""
+    monkeypatch.setattr("workers.compression.winograd_moments.ENOUGH_IMAGES", 8)
+    monkeypatch.setattr("workers.compression.winograd_moments.ENOUGH_TILES", 1)
+    converted, images = to_winograd(network, {"first": 4, "second": 4}), torch.cat([images, images.flip(0)])
+    tiles = tiles_of(4, (10, 9))
+    needed = {"first": 36 * 4 / tiles, "second": 36 * 8 / tiles}
+    read = 0
+
+    def batches() -> Iterator[Tensor]:
+        nonlocal read
+        for batch in images.split(4):
+            read += len(batch)
+            yield batch
+
+    moments = measure_moments(converted, needed, batches())
+    for name, count in needed.items():
+        assert moments[name].images == 4 * ceil(max(count, 8) / 4) < len(images)
+    assert read <= moments["second"].images + 4
+    alone = measure_moments(converted, ["first"], [images[: moments["first"].images]])["first"]
+    assert torch.allclose(moments["first"].energy, alone.energy)
+    target_moments, _ = measure_target(converted, converted, "second", batches())
+    assert target_moments.images == moments["second"].images
+
+
 def test_w4_fit_takes_away_the_position_that_the_others_can_best_make_up_for(
     network: ModelGraph, images: Tensor
 ) -> None:
@@ -518,6 +547,20 @@ def test_allocation_gives_up_most_where_it_moves_the_scores_least(network: Model
     assert predicted == 0
     everything, _ = allocation.counts(1.0)
     assert everything == {"first": 32, "second": 32}
+
+
+def test_predicted_drop_is_read_off_probes_that_moved_the_scores_as_far() -> None:
+    probes = [
+        Sensitivity(f"layer{number}", 4, divergence, drop_pp, saved=1.0)
+        for number, (divergence, drop_pp) in enumerate([(0.001, 0.0)] * 20 + [(0.1, 4.0)] * 9)
+    ]
+    few, many = (
+        Allocation(512, tuple(probes), tuple(Increment(one.layer, 4, one.divergence, 1.0) for one in chosen))
+        for chosen in (probes[:2], probes[20:22])
+    )
+    assert few.counts(1.0)[1] == 0
+    assert many.counts(1.0)[1] == pytest.approx(8.0)  # two layers of 0.1 nats, at 4 pp for each 0.1
+    assert many.counts(0.5)[1] == pytest.approx(4.0)
 
 
 def test_the_target_ends_the_step(network: ModelGraph, images: Tensor) -> None:
