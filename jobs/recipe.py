@@ -266,7 +266,8 @@ class PruneWinograd(Schema):
         default=None,
         ge=1,
         le=1_000_000,
-        description="Selection images used for probing, of each class. Default: as many as make 512 in all, or all of them for the score accuracy.",
+        description="Selection images used for probing, of each class. Default: as many as make 512 in all; for the score "
+        "accuracy, all.",
     )
     cache_mib: int = Field(
         default=1024, ge=0, le=1_048_576, description="Memory for activations kept between probes, in MiB."

@@ -25,6 +25,7 @@ from jobs.recipe import PruneWinograd
 from jobs.tiles import tiles_of
 from workers.compression.evaluator import Evaluator
 from workers.compression.fold_batchnorm import fold_batchnorm
+from workers.compression.frontier import Frontier, batches_within
 from workers.compression.winograd_allocation import Allocation, allocate
 from workers.compression.winograd_elimination import elimination_scores
 from workers.compression.winograd_layers import (
@@ -378,20 +379,26 @@ class _Search:
         Layers are fitted in order, each to what it gave before anything was pruned, on what the layers before it make now.
         """
         pruned = copy_graph(self.accepted.graph)
+        own, wanted = self._frontiers(pruned) if self._fits else (None, None)
         self._errors = {}
         for name, layer in self._layers.items():
             mask = masks[name]
-            if not self._fits:
+            if own is None or wanted is None:
                 set_parameter(pruned, layer.weight, mask.apply(parameter(pruned, layer.weight).detach()))
                 continue
             moments, target = self._moments[name], None
             if moments.gram is not None:
-                batches = self._around.calibration(pruned)
-                moments, target = measure_target(pruned, self._reference, name, batches)
+                moments, target = measure_target(name, own, wanted)
             weights = parameter(self._reference, layer.weight).detach()
             fitted, self._errors[name] = compensated(weights, mask, moments, target)
             set_parameter(pruned, layer.weight, fitted)
         return _State(pruned, dict(masks))
+
+    def _frontiers(self, pruned: ModelGraph) -> tuple[Frontier, Frontier]:
+        """Of a network that is being pruned, and of the one whose outputs are to be kept."""
+        half = self._step.cache_mib * 2**20 // 2
+        batches = batches_within(half, pruned, self._around.calibration(pruned))
+        return Frontier(pruned, batches), Frontier(self._reference, batches)
 
     @property
     def _reference(self) -> ModelGraph:

@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from winograd.matrices import MATRICES
 from winograd.tiles import Grid, take_tiles
 
+from workers.compression.frontier import Frontier
 from workers.compression.winograd_layers import Mask
 from workers.compression.winograd_scores import output_gains
 from workers.models.graph import Layer, ModelGraph, layers, parameter
@@ -113,26 +114,22 @@ def measure_moments(graph: ModelGraph, names: Iterable[str], batches: Iterable[T
 
 
 @torch.inference_mode()
-def measure_target(
-    graph: ModelGraph, reference: ModelGraph, name: str, batches: Iterable[Tensor]
-) -> tuple[Moments, Target]:
-    """The moments of the layer called `name` of `graph`, and as its target what it gives in `reference`.
+def measure_target(name: str, own: Frontier, wanted: Frontier) -> tuple[Moments, Target]:
+    """The moments of the layer called `name` of one network, and as its target what it gives in another, on the same batches.
 
     The networks differ in weights only; the layer has all positions, and few enough rows that G is held. No more batches are
-    taken than it needs.
+    looked at than it needs.
     """
-    layer = next(layer for layer in layers(graph) if layer.name == name)
-    weights = parameter(reference, layer.weight)
+    layer = next(layer for layer in layers(own.graph) if layer.name == name)
+    weights = parameter(wanted.graph, layer.weight)
     products = _products_of_patterns(_m_of(layer))
-    own, wanted = _InputsOf(graph, layer.used_by), _InputsOf(reference, layer.used_by)
     moments, target = Moments.empty(layer), Target.empty(layer)
-    for batch in batches:
+    for images, images_wanted in zip(own.inputs_of(layer.used_by), wanted.inputs_of(layer.used_by), strict=True):
         if moments.are_enough:
             break
-        images = wanted(batch)
-        for node, image in own(batch).items():
+        for node, image in images.items():
             v = _tiles_of(layer, image)
-            outputs = _outputs_of(layer, weights, images[node])
+            outputs = _outputs_of(layer, weights, images_wanted[node])
             seen = (products.float() @ outputs.flatten(2)).reshape(outputs.shape)
             moments.add(v, len(image))
             target.common += (v @ seen.transpose(2, 3)).flatten(1, 2).double()

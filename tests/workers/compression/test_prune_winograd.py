@@ -1,6 +1,6 @@
 """Method W as a step, claim element by claim element (docs/methods.md)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from math import ceil
 from typing import Any
@@ -20,6 +20,7 @@ from tests.workers.compression.made_up_times import Measure
 from tests.workers.networks import graph_of
 from workers.compression.evaluator import Probe, ProbingCost
 from workers.compression.finetune import TrainingImages
+from workers.compression.frontier import Frontier
 from workers.compression.prune_winograd import Surroundings, WinogradResult, prune_winograd
 from workers.compression.winograd_allocation import Allocation, Increment, Sensitivity
 from workers.compression.winograd_elimination import elimination_scores
@@ -140,6 +141,11 @@ def run(
     )
     step = PruneWinograd.model_validate({"kind": "prune_winograd", "max_drop_pp": 100, **options})
     return prune_winograd(network, step, surroundings, lambda *_: None)
+
+
+def frontiers(pruned: ModelGraph, whole: ModelGraph, batches: Iterable[Tensor]) -> tuple[Frontier, Frontier]:
+    given = list(batches)
+    return Frontier(pruned, given), Frontier(whole, given)
 
 
 def outputs(network: ModelGraph, images: Tensor) -> Tensor:
@@ -435,7 +441,7 @@ def test_layers_are_measured_on_as_many_images_as_their_rows_need(
     assert read <= moments["second"].images + 4
     alone = measure_moments(converted, ["first"], [images[: moments["first"].images]])["first"]
     assert torch.allclose(moments["first"].energy, alone.energy)
-    target_moments, _ = measure_target(converted, converted, "second", batches())
+    target_moments, _ = measure_target("second", *frontiers(converted, converted, images.split(4)))
     assert target_moments.images == moments["second"].images
 
 
@@ -489,7 +495,7 @@ def test_w4_without_a_matrix_fit_is_energy(
 @pytest.mark.parametrize("tile", [2, 4])
 def test_what_a_layer_gives_is_its_own_target(network: ModelGraph, images: Tensor, tile: int) -> None:
     converted = to_winograd(network, {"second": tile})
-    moments, target = measure_target(converted, converted, "second", images.split(8))
+    moments, target = measure_target("second", *frontiers(converted, converted, images.split(8)))
     weights = parameter(converted, "second.weight").detach()
     rows = weights.transpose(1, 2).flatten(0, 1).double()
     expected = moments.gram[0] @ rows  # type: ignore[index]
@@ -516,7 +522,7 @@ def test_layers_make_up_for_what_those_before_them_have_lost(images: Tensor) -> 
         masks[name] = prune_lowest(whole, elimination_scores(weights, whole, moments[name]), 4, count=12)
         set_parameter(apart, f"{name}.weight", compensated(weights, masks[name], moments[name])[0])
     in_order = copy_graph(apart)
-    seen, target = measure_target(apart, converted, "2", cut.split(8))
+    seen, target = measure_target("2", *frontiers(apart, converted, cut.split(8)))
     fitted, error = compensated(parameter(converted, "2.weight").detach(), masks["2"], seen, target)
     set_parameter(in_order, "2.weight", fitted)
     expected = outputs(converted, cut).double()
