@@ -189,7 +189,7 @@ class _Bench:
     def _learn(self, graph: ModelGraph, after_step: AfterStep, step: AssignPrecision) -> ModelGraph:
         result = finetune(
             graph, self._images(), step.learning, seed=self._seed, teacher=None, evaluate=None,
-            on_progress=lambda *_: None, learns_statistics=False, max_gradient_norm=step.learning.max_gradient_norm,
+            on_progress=lambda *_: None, learns_statistics=False,
             after_step=after_step,
         )  # fmt: skip
         return result.graph
@@ -197,7 +197,7 @@ class _Bench:
     def _retrained(self, graph: ModelGraph, training: RecoveryTraining) -> ModelGraph:
         result = finetune(
             graph, self._images(), training, seed=self._seed, teacher=self._graph, evaluate=None,
-            on_progress=lambda *_: None, max_gradient_norm=training.max_gradient_norm,
+            on_progress=lambda *_: None,
         )  # fmt: skip
         return result.graph
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import cast
 
 import httpx2
-import psutil  # type: ignore[import-untyped]
+import psutil
 import structlog
 import uvicorn
 import uvloop

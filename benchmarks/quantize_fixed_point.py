@@ -6,8 +6,9 @@
     python -m benchmarks.quantize_fixed_point rivals      table 4: one power of two a tensor, and ONNX Runtime's own quantization
     python -m benchmarks.quantize_fixed_point spread      table 5: SQNR where channels differ, per channel and per layer
 
-ResNet-20 on CIFAR-10. Needs the folder of models and images that WINNOW_DATA names. Calibration images, and those that decisions
-are made on, come from the training set; the 5,000 test images only measure. Changes are paired, with 95 % intervals.
+ResNet-20 on CIFAR-10, or another network with --network. Needs the folder of models and images that WINNOW_DATA names. Calibration
+images, and those that decisions are made on, come from the training set; the 5,000 test images only measure. Changes are
+paired, with 95 % intervals.
 """
 
 import argparse
@@ -22,7 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_selection, cifar_test, data_folder
+from benchmarks.cifar_networks import NETWORKS, trained
+from benchmarks.material import cifar_learning, cifar_selection, cifar_test
 from jobs.recipe import QuantizeFixedPoint, RecoveryTraining
 from jobs.request import Preprocess
 from workers.compression.finetune import TrainingImages, finetune
@@ -30,7 +32,6 @@ from workers.compression.quantize_fixed_point import FixedPointResult, Surroundi
 from workers.datasets.preprocess import InputTransform
 from workers.measurement.accuracy import accuracy_change
 from workers.models.graph import ModelGraph, layers, parameter, set_parameter
-from workers.models.read_model import read_model
 from workers.models.write_onnx import write_onnx
 
 BATCH = 100
@@ -91,8 +92,9 @@ class _Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._graph = read_model(data_folder() / "models" / f"cifar10_resnet20.{options.format}")
-        self._transform = InputTransform(Preprocess.model_validate(CIFAR_PREPROCESS), self._graph.inputs[0])
+        network = trained(options.network, folded=options.folded)
+        self._graph = network.graph
+        self._transform = InputTransform(Preprocess.model_validate(network.preprocess), self._graph.inputs[0])
         self._selection = cifar_selection(options.images, options.seed)
         self._test = cifar_test()
         self._learning = cifar_learning(options.learning_images)
@@ -191,7 +193,6 @@ class _Bench:
         images = TrainingImages(len(x), lambda wanted: x[wanted], self._transform, y)
         result = finetune(
             graph, images, training, seed=self._options.seed, teacher=self._graph, evaluate=None, on_progress=lambda *_: None,
-            max_gradient_norm=training.max_gradient_norm,
         )  # fmt: skip
         return result.graph
 
@@ -233,7 +234,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--spread", type=float, default=2.0, help="standard deviation of the channels' log2 scales (spread)"
     )
-    parser.add_argument("--format", choices=("pt2", "onnx"), default="pt2")
+    parser.add_argument("--network", choices=NETWORKS, default=NETWORKS[0])
+    parser.add_argument("--folded", action="store_true", help="resnet20 with batch normalisation folded in")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args()

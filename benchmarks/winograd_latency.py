@@ -197,10 +197,10 @@ def _in_torch(path: Path, way: str) -> Callable[..., Any]:
 
     if way == "winograd.load":
         return winograd.load(path)
-    network: Any = torch.export.load(path).module()
+    network = torch.export.load(path).module()
     if way == "compiled":
         torch._inductor.config.freezing = True
-        network = torch.compile(network, dynamic=False)
+        return torch.compile(network, dynamic=False)
     return network
 
 

@@ -62,6 +62,7 @@ class Selected(nn.Module):
             self.packed = winograd.pack_weights(winograd.transform_filters(weight, positions, m), positions, m)
         self.blocking = tuple(blocking)
         self.activation = "relu" if replaced.relu else "none"
+        self.bias: Tensor
         self.register_buffer("bias", replaced.conv.bias.detach())
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -132,7 +133,7 @@ def build(material: Material, threads: int, variant: str) -> Runnable:
     """Called in the engine's process."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    network = _network(material.problem.layer).to(memory_format=torch.channels_last)
+    network = _network(material.problem.layer).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.from_numpy(material.images).contiguous(memory_format=torch.channels_last)
     if variant == "modules":
         import winograd

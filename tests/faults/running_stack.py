@@ -115,7 +115,7 @@ class RunningStack:
         return [stack, *stack.children(recursive=True)]
 
     def _children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children()
+        return list(psutil.Process(self.process.pid).children())
 
     def _child(self, program: str) -> psutil.Process:
         return next(child for child in self._children() if any(program in word for word in child.cmdline()))
