@@ -134,6 +134,11 @@ class TrainingOptions(Schema):
     augment: Literal["none", "flip_crop"] = Field(
         default="none", description="Random horizontal flips and shifted crops of the images."
     )
+    mix: bool = Field(
+        default=False,
+        description="Where the network learns from the uploaded model's outputs: blend images in random pairs. The uploaded model "
+        "is sure of images that it was trained on, and there is little to learn from that; of blends it isn't.",
+    )
     max_gradient_norm: float = Field(
         default=1.0,
         gt=0,

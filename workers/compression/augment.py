@@ -1,7 +1,8 @@
-"""Random variations of training images that leave their class as it is."""
+"""Random variations of training images: of pixels, which leave the class as it is, and blends of input, which don't."""
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from workers.datasets.dataset import Pixels
 
@@ -20,3 +21,13 @@ def flip_and_crop(pixels: Pixels, generator: torch.Generator) -> Pixels:
     # Advanced indices around the slice put the channels last.
     cropped: Pixels = padded[image, :, rows[:, :, None], columns[:, None, :]].transpose(0, 3, 1, 2)
     return np.ascontiguousarray(cropped)
+
+
+def blended(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Input [n, ...] of the same size: each image a x + (1 - a) y with y another of them, a uniform in [0, 1].
+
+    For learning from another network's outputs (mixup, Zhang et al. 2018; Beyer et al. 2022 learn functions with it).
+    """
+    shares = torch.rand(len(batch), *[1] * (batch.dim() - 1), generator=generator)
+    others = batch[torch.randperm(len(batch), generator=generator)]
+    return (others + shares * (batch - others)).to(batch.dtype)

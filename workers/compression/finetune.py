@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from jobs.errors import RecipeRefused
 from jobs.recipe import TrainingOptions
-from workers.compression.augment import flip_and_crop
+from workers.compression.augment import blended, flip_and_crop
 from workers.datasets.dataset import Indices, Pixels
 from workers.models.graph import ModelGraph, aten, copy_graph, layers, parameter, set_parameter
 
@@ -101,7 +101,7 @@ def finetune(
     before = evaluate(graph) if evaluate else None
     learns_statistics = learns_statistics and graph.batch_size is None and images.count > 1
     student = _Student(graph, step, learns_statistics=learns_statistics, directions=directions or {})
-    epochs = tuple(_train(student, images, step, loss_of, seed, on_progress, after_step))
+    epochs = tuple(_train(student, images, step, loss_of, seed, on_progress, after_step, blends=loss == "distillation"))
     trained = student.as_graph()
     after = evaluate(trained) if evaluate else None
     is_restored = before is not None and after is not None and after < before
@@ -198,6 +198,8 @@ def _train(
     seed: int,
     on_progress: OnProgress,
     after_step: AfterStep | None,
+    *,
+    blends: bool,
 ) -> Iterator[Epoch]:
     generator = torch.Generator().manual_seed(seed)
     size = _whole_batches(step.batch_size, student.batch_size)
@@ -213,6 +215,8 @@ def _train(
             if step.augment == "flip_crop":
                 pixels = flip_and_crop(pixels, generator)
             batch = images.to_input(pixels)
+            if step.mix and blends:
+                batch = blended(batch, generator)
             loss = loss_of(student.scores(batch), batch, indices)
             value = float(loss.detach())
             if not math.isfinite(value):

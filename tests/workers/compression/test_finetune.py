@@ -10,7 +10,7 @@ from torch import nn
 from jobs.errors import RecipeRefused
 from jobs.recipe import Finetune
 from tests.workers.networks import graph_of
-from workers.compression.augment import flip_and_crop
+from workers.compression.augment import blended, flip_and_crop
 from workers.compression.finetune import FinetuneResult, TrainingImages, finetune
 from workers.datasets.dataset import Pixels
 from workers.models.graph import ModelGraph, aten, copy_graph, parameter
@@ -229,3 +229,27 @@ def test_steps_are_no_longer_than_the_largest_gradient_allowed(small_network: Mo
         for name, before in small_network.module.named_parameters()
     )
     assert 1e-4 < moved**0.5 <= 3 * 1e-3 * 1.001
+
+
+def test_blends_are_of_pairs_of_images(small_network: ModelGraph) -> None:
+    """Every image is a x + (1 - a) y of itself and another, told apart here by where they are bright."""
+    batch = torch.eye(16)[:, :, None].expand(16, 16, 3).contiguous()
+    found = blended(batch, torch.Generator().manual_seed(0))
+    assert torch.allclose(found.sum(1), torch.ones(16, 3))
+    shares = found[:, :, 0].diagonal()
+    assert int((found[:, :, 0] > 0).sum(1).max()) == 2
+    assert 0.2 < float(shares.mean()) < 0.8
+    assert torch.equal(found, blended(batch, torch.Generator().manual_seed(0)))
+    assert blended(batch.half(), torch.Generator()).dtype == torch.float16
+
+
+def test_images_are_blended_only_where_outputs_are_learned(small_network: ModelGraph) -> None:
+    """A blend has no label."""
+    teacher = run(small_network).graph
+
+    def weights(**options: Any) -> torch.Tensor:
+        result = run(small_network, teacher=teacher, **options)
+        return parameter(result.graph, "conv2.weight")
+
+    assert torch.equal(weights(loss="labels", mix=True), weights(loss="labels"))
+    assert not torch.equal(weights(loss="distillation", mix=True), weights(loss="distillation"))
