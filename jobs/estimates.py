@@ -132,7 +132,7 @@ def _winograd_cost(step: PruneWinograd, images: Mapping[Role, int], model: Model
     selection, trained = images.get("selection", 0), 0
     if step.training is not None:
         trained = images.get("train", 0) * step.training.epochs * step.rounds
-    probes = 18 * len(eligible) if step.select == "allocate" else 0
+    probes = 9 * len(eligible) if step.select == "allocate" else 0
     probed = min(selection, WINOGRAD_PROBING_IMAGES)
     if step.images_per_class is not None:
         probed = min(selection, step.images_per_class * (model.classes or 1))

@@ -193,7 +193,9 @@ class Candidate(Part):
         description="Loss that isn't exceeded with the goal's confidence; the limit is held against it."
     )
     bytes: int = Field(description="Of the file that the target runtime opens.")
-    latency_ms: float | None = Field(description="Median on the target.")
+    latency_ms: float | None = Field(
+        description="On the target: the original's median, over how many times faster the candidate was by turns with it."
+    )
     operations: int = Field(description="Bit operations of one image.")
     seconds: float
     meets_goal: bool

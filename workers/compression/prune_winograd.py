@@ -332,10 +332,10 @@ class _Search:
         return masks, predicted
 
     def _ladder(self, name: str) -> list[Mask]:
-        """Masks of one layer from few to many pruned positions, in eighteenths of all positions."""
+        """Masks of one layer from few to many pruned positions, in ninths of all positions."""
         m = self._tiles[name]
         positions = MATRICES[m].t ** 2
-        most, step = int(self._step.max_rate * positions), max(1, positions // 18)
+        most, step = int(self._step.max_rate * positions), round(positions / 9)
         whole = self.accepted.masks[name]
         counts = sorted({*range(step, most, step), most})
         return [prune_lowest(whole, self._scores[name], m, count=count) for count in counts]

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from jobs.folder import Compress, Progress, write_atomically
 from jobs.recipe import Step
-from jobs.report import Candidate, Latency, StepReport
+from jobs.report import Candidate, StepReport
 from jobs.request import Goal
 from workers.bench import Bench
 from workers.checkpoints import Checkpoints, State
@@ -22,7 +22,7 @@ from workers.delivery import FILE_NAMES, RUNTIMES, Format, device_name, write_mo
 from workers.measurement.accuracy import least_change_pp
 from workers.measurement.outputs import batch_size_of, network_outputs
 from workers.measurement.size import totals
-from workers.measurement.verify import Conditions, verify_file
+from workers.measurement.verify import Conditions, Verified, verify_file
 from workers.models.shapes import macs
 from workers.progress import Phases
 from workers.search.front import objective
@@ -68,7 +68,7 @@ class Measuring:
         path = folder / FILE_NAMES[self.form]
         write_state(state, path, self.form, pack_zeros=_pays(state))
         before, after = (self._bench.selection_right(graph) for graph in (self._bench.uploaded, state.graph))
-        latency = self._latency(state, path) if self.times_latency else None
+        latency_ms = self._latency_ms(recipe, state, path) if self.times_latency else None
         candidate = Candidate(
             number=number,
             recipe=[step.model_dump(mode="json") for step in recipe],
@@ -76,7 +76,7 @@ class Measuring:
             drop_pp=100 * float(before.mean() - after.mean()),
             drop_bound_pp=-least_change_pp(before, after, self._goal.confidence) if recipe else 0.0,
             bytes=path.stat().st_size,
-            latency_ms=None if latency is None else latency.median_ms,
+            latency_ms=latency_ms,
             operations=bit_operations(state),
             seconds=time.monotonic() - started,
             meets_goal=False,
@@ -98,7 +98,18 @@ class Measuring:
         steps = json.dumps([step.model_dump(mode="json") for step in recipe], sort_keys=True)
         return self._folder / hashlib.sha256(steps.encode()).hexdigest()[:16]
 
-    def _latency(self, state: State, path: Path) -> Latency | None:
+    def _latency_ms(self, recipe: tuple[Step, ...], state: State, path: Path) -> float | None:
+        """What the original took once, over how many times faster this file is by turns with it.
+
+        So candidates can be compared, however busy the machine was with others when each was timed.
+        """
+        found = self._verification(state, path)
+        if not recipe:
+            return None if found.latency is None else found.latency.median_ms
+        original = self.original().latency_ms
+        return None if original is None or found.speedup is None else original / found.speedup
+
+    def _verification(self, state: State, path: Path) -> Verified:
         """In a fresh process, by turns with the original, as the delivered file will be."""
         bench, work = self._bench, self._folder
         original = work / f"original.{self.form}"
@@ -107,7 +118,7 @@ class Measuring:
         batch = next(bench.batches(bench.uploaded, bench.parts["selection"]))
         np.save(work / "inputs.npy", batch.numpy())
         target = self._job.target
-        found = verify_file(
+        return verify_file(
             path,
             self.form,
             inputs=work / "inputs.npy",
@@ -124,7 +135,6 @@ class Measuring:
             scratch=work,
             agrees_by_class=state.integers is not None and self.form == "onnx",
         )
-        return found.latency
 
 
 def shortfalls(candidate: Candidate, goal: Goal) -> list[tuple[str, float]]:
