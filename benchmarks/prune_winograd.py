@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_selection, cifar_test, data_folder
+from jobs.estimates import WINOGRAD_PROBING_IMAGES
 from jobs.recipe import PruneWinograd
 from jobs.request import Preprocess
 from workers.compression.examples import Examples
@@ -28,13 +29,14 @@ from workers.compression.prune_winograd import Surroundings, WinogradResult, pru
 from workers.compression.suffix_evaluator import SuffixEvaluator
 from workers.compression.winograd_training import Trainer
 from workers.datasets.preprocess import InputTransform
+from workers.datasets.splits import sample_per_class
 from workers.models.graph import ModelGraph
 from workers.models.read_model import read_model
 
 SCORES = ("mean_abs", "energy_white", "energy", "fit", "random")
 COUNTS = {2: (0, 2, 4, 6, 8), 4: (0, 6, 12, 18)}
 BATCH = 50
-CALIBRATION = 512
+CALIBRATION = 2048
 
 
 def main() -> None:
@@ -66,9 +68,10 @@ def _training(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _allocation(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     training = _training_options(options)
-    for budget in (0.5, 1.0, 2.0):
+    for budget in options.budgets:
         yield {"max_drop_pp": budget}
-        yield {"max_drop_pp": budget, "rounds": 4, "max_rate": 0.7, "training": training}
+        if options.epochs != 0:
+            yield {"max_drop_pp": budget, "rounds": 4, "max_rate": 0.7, "training": training}
 
 
 def _counts(options: argparse.Namespace) -> Iterator[tuple[int, int]]:
@@ -80,7 +83,7 @@ def _counts(options: argparse.Namespace) -> Iterator[tuple[int, int]]:
 def _training_options(options: argparse.Namespace) -> dict[str, Any]:
     """What was given; the step's defaults for the rest."""
     given = {"epochs": options.epochs, "learning_rate": options.learning_rate}
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in given.items() if value}
 
 
 def _at_once(options: argparse.Namespace, *, count: int, **others: Any) -> dict[str, Any]:
@@ -120,7 +123,8 @@ class _Bench:
                 self._training_images(), step.training, self._options.seed, self._graph, self._graph, lambda *_: None
             )
         x, y = self._selection
-        examples = Examples(lambda wanted: x[wanted], self._transform, y)
+        probed = sample_per_class(y, min(len(y), WINOGRAD_PROBING_IMAGES) // 10, self._options.seed)
+        examples = Examples(lambda wanted: x[probed[wanted]], self._transform, y[probed])
         surroundings = Surroundings(
             calibration=lambda _graph: self._calibration(),
             evaluator_of=lambda graph: SuffixEvaluator(graph, examples, cache_mib=2048),
@@ -131,7 +135,7 @@ class _Bench:
         return prune_winograd(self._graph, step, surroundings, lambda *_: None)
 
     def _calibration(self) -> Iterator[Tensor]:
-        x = self._selection[0][:CALIBRATION]
+        x = self._learning[0][:CALIBRATION]
         return (self._transform(x[start : start + BATCH]) for start in range(0, len(x), BATCH))
 
     def _training_images(self) -> TrainingImages:
@@ -156,7 +160,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--counts", nargs="+", type=int, help="positions to prune; default: a few numbers for each tile"
     )
-    parser.add_argument("--epochs", type=int, help="default: the step's")
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="percentage points")
+    parser.add_argument("--epochs", type=int, help="default: the step's; 0 for no training, in the table of allocation")
     parser.add_argument("--learning-rate", type=float, help="default: the step's")
     parser.add_argument("--scores", nargs="+", choices=SCORES, help="default: all, or fit where the network is trained")
     parser.add_argument("--domains", nargs="+", default=["winograd"], choices=("winograd", "spatial"))
