@@ -23,6 +23,7 @@ from workers.models.graph import ModelGraph, layers, parameter
 from workers.models.shapes import macs
 
 _LEARNED, _QUANTIZED, _SEARCHED = 0.5, 0.7, 0.9  # shares of the step's progress
+FIXED = "quantize_fixed_point fixes its bits (layer_bits)"
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def assign_precision(
     """
     first = _first_network(graph, step, around, on_progress)
     statistics = LayerStatistics(first.graph, first.statistics, step)
-    left_out = statistics.left_out()
+    left_out = statistics.left_out() | dict.fromkeys(around.quantization.layer_bits, FIXED)
     networks = SecondNetworks(
         first.graph, around.quantization, step.bits, around.calibration, _share(on_progress, _LEARNED, _QUANTIZED)
     )
@@ -267,7 +268,9 @@ class _Search:
 
     def of_all(self, chosen: Mapping[str, int]) -> dict[str, int]:
         """The bits of every layer."""
-        return {name: chosen.get(name, self._step.bits[0]) for name in self._sizes}
+        default = dict.fromkeys(self._sizes, self._step.bits[0])
+        fixed = self._around.quantization.layer_bits
+        return {name: {**default, **fixed, **chosen}[name] for name in self._sizes}
 
     def bits_of_weights(self, precision: Mapping[str, int]) -> int:
         return sum(precision[name] * size for name, size in self._sizes.items())

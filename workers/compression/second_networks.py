@@ -21,6 +21,8 @@ from workers.models.graph import ModelGraph
 class SecondNetworks:
     """All that can be made of one network with layers at `bits`, the first of which is for layers that aren't named.
 
+    Layers that `quantization` names in `layer_bits` have those bits; nobody is to name them again.
+
     Raises `RecipeRefused` for what integers can't do.
     """
 
@@ -38,7 +40,7 @@ class SecondNetworks:
         prepared = prepare(self._plan, quantization, calibration)
         self._codings = prepared.codings
         whole = quantization.model_copy(update={"weight_bits": self._first})
-        walk = Walk(self._plan, whole, self._codings, prepared.batches, alternatives=lower)
+        walk = Walk(self._plan, whole, self._codings, prepared.batches, precision=whole.layer_bits, alternatives=lower)
         for number, planned in enumerate(self._plan.operations):
             message = f"Quantizing {planned.output} at {', '.join(map(str, bits))} bits"
             on_progress(0.3 + 0.7 * number / len(self._plan.operations), message, {})

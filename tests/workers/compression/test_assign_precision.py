@@ -13,7 +13,7 @@ from jobs.errors import RecipeRefused
 from jobs.recipe import AssignPrecision, LayerChange, LearningCycles, LearningStatistics, QuantizeFixedPoint
 from tests.workers.integer_networks import quantized
 from tests.workers.networks import graph_of, small_cnn
-from workers.compression.assign_precision import PrecisionResult, Surroundings, assign_precision
+from workers.compression.assign_precision import FIXED, PrecisionResult, Surroundings, assign_precision
 from workers.compression.finetune import AfterStep, Stepped, TrainingImages, finetune
 from workers.compression.precision_orders import LayerStatistics, Orders, aggregated, squared_step
 from workers.compression.precision_search import PrefixSearch
@@ -277,6 +277,19 @@ def test_q8_the_layer_with_the_smallest_statistic_can_be_left_out(network: Model
     assert result.order == ("fc", "conv1")
     (left_out,) = [layer for layer in result.layers if layer.left_out]
     assert (left_out.layer, left_out.left_out) == ("conv2", "it has the smallest statistic")
+
+
+def test_layers_whose_bits_are_set_by_hand_keep_them_in_every_network_tried(
+    network: ModelGraph, images: Tensor
+) -> None:
+    """At 2 bits the first layer costs its ten points in all of them, the reference included, so it isn't held against others."""
+    by_hand = QUANTIZATION.model_copy(update={"layer_bits": {"conv1": 2}})
+    asked = step(bits=(8, 2), max_drop_pp=10.0, statistics=scripted(conv1=1.0, conv2=2.0, fc=3.0))
+    result = assigned(network, images, asked, quantization=by_hand, evaluate=ten_points_a_layer)
+    assert result.precision == {"conv1": 2, "conv2": 2, "fc": 8}
+    assert (result.accuracy_first, result.accuracy_second) == (80.0, 70.0)
+    assert result.order == ("conv2", "fc")
+    assert {layer.layer for layer in result.layers if layer.left_out == FIXED} == {"conv1"}
 
 
 def test_frozen_layers_say_nothing_and_are_left_out_unless_asked_for(network: ModelGraph) -> None:
