@@ -96,7 +96,7 @@ class DeliveredFile(Part):
     """One artifact, reloaded in a fresh process by the runtime that a user would use, and measured there."""
 
     name: str
-    format: Literal["onnx", "pt2", "c"]
+    format: Literal["onnx", "pt2", "pt2_standard", "c"]
     sha256: str
     size: FileSize
     accuracy: Accuracy | None

@@ -30,7 +30,7 @@ from workers.measurement.verify import RUNTIMES as RUNTIMES
 from workers.measurement.verify import Conditions, Original, Verified, classes, verify_file
 from workers.measurement.verify_c import run_c_source
 from workers.models.graph import ModelGraph
-from workers.models.lower_winograd import has_winograd
+from workers.models.lower_winograd import has_winograd, lower_winograd
 from workers.models.tail import without_tail
 from workers.models.write_onnx import write_onnx
 from workers.models.write_pt2 import write_pt2
@@ -38,8 +38,18 @@ from workers.models.write_pt2 import write_pt2
 Format = Literal["onnx", "pt2"]  # what a runtime opens
 
 LATENCY_SECONDS = 2.0
-MEDIA_TYPES: dict[OutputFormat, str] = {"onnx": "application/onnx", "pt2": "application/zip", "c": "application/zip"}
-FILE_NAMES: dict[OutputFormat, str] = {"onnx": "model.onnx", "pt2": "model.pt2", "c": "model.c.zip"}
+MEDIA_TYPES: dict[OutputFormat, str] = {
+    "onnx": "application/onnx",
+    "pt2": "application/zip",
+    "pt2_standard": "application/zip",
+    "c": "application/zip",
+}
+FILE_NAMES: dict[OutputFormat, str] = {
+    "onnx": "model.onnx",
+    "pt2": "model.pt2",
+    "pt2_standard": "model.standard.pt2",
+    "c": "model.c.zip",
+}
 
 
 def write_model(graph: ModelGraph, path: Path, form: Format, *, pack_zeros: bool) -> None:
@@ -66,13 +76,16 @@ def write_state(state: State, path: Path, form: OutputFormat, *, pack_zeros: boo
     integers = state.integers
     if integers is None:
         assert form != "c", "preflight asks for integers"
-        write_model(state.graph, path, form, pack_zeros=pack_zeros)
+        if form == "pt2_standard":
+            write_pt2(lower_winograd(state.graph), path, pack_zeros=pack_zeros)
+        else:
+            write_model(state.graph, path, form, pack_zeros=pack_zeros)
         return Written()
     match form:
         case "onnx":
             made = write_qdq(integers, state.graph, path, pack_int4=True)
             return Written(notes=tuple(_notes_on_kernels(made)))
-        case "pt2":
+        case "pt2" | "pt2_standard":
             write_pt2(with_stored_integers(state.graph, integers), path, pack_zeros=True)
             return Written()
         case "c":
@@ -150,34 +163,36 @@ class Delivery:
             logit_length=network.values[network.output].coding.lengths[0],
         )
 
-    def measure(self, path: Path, form: OutputFormat, written: Written = Written()) -> DeliveredFile:
+    def measure(self, path: Path, output: OutputFormat, written: Written = Written()) -> DeliveredFile:
         """The file's figures, all of them from a fresh process; raises `VerificationFailed` if it doesn't behave."""
-        if form == "c":
+        if output == "c":
             return self._measure_c(path, written.memory)
+        form: Format = "onnx" if output == "onnx" else "pt2"
+        counts_gemms = output == "pt2" and has_winograd(self._graph)
         found, notes = None, list(written.notes)
         if form == "onnx" and self._bench.uploaded_format == "onnx":
-            found = self._verify(path, form, original=self._upload)
+            found = self._verify(path, form, original=self._upload, counts_gemms=counts_gemms)
             if found.original_error is None:
                 notes.append("Latency is compared with the uploaded file itself.")
             else:
                 notes.append(f"The uploaded file itself could not be timed: {found.original_error}")
         # An uploaded .pt2 is never opened by torch, which would run code that it may hold; Winnow's own copy is.
         if found is None or found.original_error is not None:
-            found = self._verify(path, form, original=self._rewritten(form))
+            found = self._verify(path, form, original=self._rewritten(form), counts_gemms=counts_gemms)
             uploaded_form = self._bench.uploaded_format
             notes.append(f"Latency is compared with the uploaded {uploaded_form} model as Winnow writes it to {form}.")
-        if form == "pt2" and has_winograd(self._graph):
+        if counts_gemms:
             notes.append(_how_to_run(path.name))
         if self._latency_batch_size != self._job.target.batch_size:
             notes.append(f"The model takes batches of {self._latency_batch_size} only, so latency is of those.")
         notes += [f"The original could not be compared with: {error}" for error in found.comparison_errors]
-        return self._delivered(path, form, found, notes)
+        return self._delivered(path, output, found, notes)
 
     @property
     def _latency_batch_size(self) -> int:
         return self._uploaded.batch_size or self._job.target.batch_size
 
-    def _verify(self, path: Path, form: Format, *, original: Path) -> Verified:
+    def _verify(self, path: Path, form: Format, *, original: Path, counts_gemms: bool) -> Verified:
         conditions = Conditions(
             threads=self._job.target.threads,
             batch_size=batch_size_of(self._uploaded),
@@ -194,7 +209,7 @@ class Delivery:
             original=original,
             conditions=conditions,
             scratch=self._work,
-            gemms=winograd_gemms(self._graph) if form == "pt2" else None,
+            gemms=winograd_gemms(self._graph) if counts_gemms else None,
             # Some sums ONNX Runtime rounds in its own way, and on some processors it lets products saturate.
             agrees_by_class=self._integers is not None and form == "onnx",
             compared_with=self._originals(form, original),
@@ -268,11 +283,11 @@ class Delivery:
             notes=tuple(notes),
         )
 
-    def _delivered(self, path: Path, form: Format, found: Verified, notes: list[str]) -> DeliveredFile:
+    def _delivered(self, path: Path, output: OutputFormat, found: Verified, notes: list[str]) -> DeliveredFile:
         right = classes(found.outputs) == self._targets
         return DeliveredFile(
             name=path.name,
-            format=form,
+            format=output,
             sha256=sha256_of(path),
             size=file_size(path),
             accuracy=self._accuracy(right),

@@ -126,6 +126,32 @@ def test_w9_winograd_pruning_is_delivered_and_verified(tmp_path: Path, model: Pa
     assert outcome.error is None, outcome.error
 
 
+def test_winograd_convolutions_are_delivered_in_standard_operators_for_who_cannot_install_ours(
+    tmp_path: Path, model: Path
+) -> None:
+    folder = lay_out_job(
+        tmp_path / "job",
+        model,
+        held_out(),
+        recipe=[{"kind": "prune_winograd", "select": "count", "count": 4, "max_drop_pp": 100}],
+        outputs=["pt2", "pt2_standard"],
+        target={"runtime": "torch"},
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    ours, standard = report_of(folder).files
+    assert (ours.name, standard.name) == ("model.pt2", "model.standard.pt2")
+    assert ours.executed is not None
+    assert standard.executed is None
+    assert standard.agreement_percent == 100
+    assert standard.accuracy == ours.accuracy
+    assert not any("winograd" in note for note in standard.notes)
+    networks = [torch.export.load(folder / "outputs" / file.name) for file in (ours, standard)]
+    namespaces = [{str(node.target).split(".")[0] for node in network.graph.nodes} for network in networks]
+    assert "winograd" in namespaces[0]
+    assert "winograd" not in namespaces[1]
+
+
 @pytest.mark.parametrize(("runtime", "output"), [("torch", "pt2"), ("onnxruntime", "onnx")])
 def test_winograd_pruning_by_time_is_for_the_target_and_says_where_times_hold(
     tmp_path: Path, model: Path, runtime: str, output: str

@@ -179,7 +179,11 @@ def _request_parser() -> argparse.ArgumentParser:
     other.add_argument("--deadline", type=int, metavar="SECONDS", help="running time after which the job fails")
     other.add_argument("--seed", type=int)
     other.add_argument(
-        "--format", dest="outputs", action="append", choices=("onnx", "pt2", "c"), help="can be repeated"
+        "--format",
+        dest="outputs",
+        action="append",
+        choices=("onnx", "pt2", "pt2_standard", "c"),
+        help="can be repeated",
     )
     other.add_argument("--runtime", choices=("onnxruntime", "torch"), help="where the file is to run")
     other.add_argument("--threads", type=int)
