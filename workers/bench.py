@@ -18,6 +18,7 @@ from jobs.inspection import ModelInspection
 from jobs.report import Accuracy
 from workers.compression.examples import Examples
 from workers.compression.finetune import TrainingImages
+from workers.compression.fixed_point_codings import Preparations
 from workers.datasets.dataset import Indices
 from workers.datasets.health import input_warnings, prediction_warnings
 from workers.datasets.preprocess import InputTransform, input_batches
@@ -48,6 +49,7 @@ class Bench:
         assert inspection.classes is not None, "preflight refuses networks without class scores"
         self.classes = inspection.classes
         self.uploaded_format = inspection.format
+        self.preparations = Preparations()
         judged = [parts[role] for role in ("selection", "test") if role in parts] or list(parts.values())
         self.measure: Measure = "top1" if all(part.labels is not None for part in judged) else "agreement"
 

@@ -195,6 +195,7 @@ def _quantize_fixed_point(
         evaluate=bench.selection_percent,
         pretrain=None if pretraining is None else lambda network: trained(network, pretraining),
         retrain=None if training is None else lambda network: trained(network, training),
+        preparations=bench.preparations,
     )
     result = quantize_fixed_point(state.graph, step, surroundings, on_progress, state.precision)
     return _StepResult(

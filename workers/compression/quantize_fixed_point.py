@@ -13,7 +13,7 @@ from typing import Any
 
 from jobs.recipe import QuantizeFixedPoint
 from workers.compression.finetune import OnProgress
-from workers.compression.fixed_point_codings import Calibration, prepare
+from workers.compression.fixed_point_codings import Calibration, Preparations, prepare
 from workers.compression.fixed_point_plan import make_plan
 from workers.compression.fixed_point_simulation import simulate
 from workers.compression.fixed_point_statistics import Observer, observed_while
@@ -32,6 +32,7 @@ class Surroundings:
     evaluate: Callable[[ModelGraph], float]  # percent on the selection images
     pretrain: Callable[[ModelGraph], ModelGraph] | None = None  # trains the floating-point network
     retrain: Callable[[ModelGraph], ModelGraph] | None = None  # trains the network with its roundings
+    preparations: Preparations = field(default_factory=Preparations)  # of other recipes of the same job
 
 
 @dataclass(frozen=True)
@@ -80,13 +81,14 @@ def quantize_fixed_point(
     Raises `RecipeRefused` for what integers can't do.
     """
     before = around.evaluate(graph)
-    observer = None
-    if around.pretrain is not None:
-        observer = Observer(make_plan(fold_batchnorm(graph)).coded)
-        graph = observed_while(around.pretrain, graph, observer)
-    plan = make_plan(fold_batchnorm(graph))
     on_progress(0.0, "Measuring distributions, choosing fractional lengths", {})
-    prepared = prepare(plan, step, around.calibration, observer)
+    if around.pretrain is None:
+        prepared = around.preparations.of(graph, step, around.calibration)
+    else:
+        observer = Observer(make_plan(fold_batchnorm(graph)).coded)
+        learned_graph = observed_while(around.pretrain, graph, observer)
+        prepared = prepare(make_plan(fold_batchnorm(learned_graph)), step, around.calibration, observer)
+    plan = prepared.plan
     walk = Walk(plan, step, prepared.codings, prepared.batches, precision={**(precision or {}), **step.layer_bits})
     for number, planned in enumerate(plan.operations):
         on_progress(0.3 + 0.6 * number / len(plan.operations), f"Quantizing {planned.output}", {})

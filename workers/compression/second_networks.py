@@ -8,12 +8,10 @@ from collections.abc import Mapping
 
 from jobs.recipe import QuantizeFixedPoint
 from workers.compression.finetune import OnProgress
-from workers.compression.fixed_point_codings import Calibration, prepare
+from workers.compression.fixed_point_codings import Calibration, Preparations
 from workers.compression.fixed_point_emission import Emission, layer_of
-from workers.compression.fixed_point_plan import make_plan
 from workers.compression.fixed_point_simulation import dequantized_weight, simulate
 from workers.compression.fixed_point_walk import Walk
-from workers.compression.fold_batchnorm import fold_batchnorm
 from workers.fixed_point.network import Convolution, IntegerNetwork
 from workers.models.graph import ModelGraph
 
@@ -33,12 +31,12 @@ class SecondNetworks:
         bits: tuple[int, ...],
         calibration: Calibration,
         on_progress: OnProgress,
+        preparations: Preparations | None = None,
     ) -> None:
         self._first, *lower = bits
-        self._plan = make_plan(fold_batchnorm(graph))
         on_progress(0.0, "Measuring distributions, choosing fractional lengths", {})
-        prepared = prepare(self._plan, quantization, calibration)
-        self._codings = prepared.codings
+        prepared = (preparations or Preparations()).of(graph, quantization, calibration)
+        self._plan, self._codings = prepared.plan, prepared.codings
         whole = quantization.model_copy(update={"weight_bits": self._first})
         walk = Walk(self._plan, whole, self._codings, prepared.batches, precision=whole.layer_bits, alternatives=lower)
         for number, planned in enumerate(self._plan.operations):

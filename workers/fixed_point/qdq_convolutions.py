@@ -312,10 +312,12 @@ def _float_sums(
 
 
 def _geometry(operation: Convolution) -> dict[str, object]:
-    """Attributes of the Conv node."""
+    """Attributes of the Conv node. Those that are what ONNX takes them for anyway are left out: in files of few bits they count."""
     (top, left), kernel = operation.padding, list(operation.weight.shape[2:])
-    pads = [top, left, top, left]
-    return {
-        "kernel_shape": kernel, "strides": list(operation.stride), "pads": pads,
-        "dilations": list(operation.dilation), "group": operation.groups,
-    }  # fmt: skip
+    pads, strides, dilations = [top, left, top, left], list(operation.stride), list(operation.dilation)
+    given: dict[str, object] = {"kernel_shape": kernel}
+    given |= {"pads": pads} if any(pads) else {}
+    given |= {"strides": strides} if strides != [1, 1] else {}
+    given |= {"dilations": dilations} if dilations != [1, 1] else {}
+    given |= {"group": operation.groups} if operation.groups != 1 else {}
+    return given

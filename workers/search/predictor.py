@@ -90,7 +90,7 @@ class Predictor:
     def _networks(self) -> SecondNetworks:
         return SecondNetworks(
             self._bench.uploaded, QUANTIZATION, self._widths, self._bench.calibration_batches,
-            lambda _, message, __: self._check_time(message),
+            lambda _, message, __: self._check_time(message), self._bench.preparations,
         )  # fmt: skip
 
     @cached_property

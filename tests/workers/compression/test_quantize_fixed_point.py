@@ -1,6 +1,7 @@
 """Method F as a step, claim element by claim element (docs/methods.md)."""
 
 import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jobs.errors import RecipeRefused
+from jobs.recipe import QuantizeFixedPoint
 from tests.workers.integer_networks import around, every_operation, example_images, quantized, recipe
 from tests.workers.networks import graph_of
 from workers.compression.eligibility import why_not_in_integers
+from workers.compression.fixed_point_codings import Preparations, Prepared
 from workers.compression.fixed_point_lengths import align, quantized_weights, weight_lengths
 from workers.compression.fixed_point_plan import make_plan
 from workers.compression.fixed_point_rounding import Geometry, InputMoments, compensated, measure
@@ -521,6 +524,45 @@ def test_f12_lengths_per_channel_beat_one_length_where_channels_differ() -> None
 
 
 # ---- Recovery without labels -----------------------------------------------------------------------------------------
+
+
+def test_lengths_are_chosen_on_enough_values_of_a_channel(
+    network: ModelGraph, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample says nearly what all values say; what doesn't fit is never up to it."""
+    few, every = [], []
+    for found, enough in ((few, 1000), (every, 10**9)):
+        monkeypatch.setattr("workers.compression.fixed_point_codings.ENOUGH_VALUES", enough)
+        values = quantized(network, images).network.values
+        found += [length for value in values.values() for length in value.coding.lengths]
+    differences = [abs(one - other) for one, other in zip(few, every, strict=True)]
+    assert max(differences) <= 1
+    assert sum(differences) < 0.2 * len(differences)
+
+
+def test_what_recipes_have_in_common_is_prepared_once(network: ModelGraph, images: Tensor) -> None:
+    asked: list[int] = []
+
+    def calibration(_: ModelGraph, count: int) -> Iterator[Tensor]:
+        asked.append(count)
+        yield from torch.split(images[:count], 16)
+
+    preparations = Preparations()
+    given = {"kind": "quantize_fixed_point", "calibration_images": 32}
+
+    def prepared(graph: ModelGraph, **options: Any) -> tuple[Prepared, int]:
+        asked.clear()
+        found = preparations.of(graph, QuantizeFixedPoint.model_validate(given | options), calibration)
+        return found, len(asked)
+
+    first, passes = prepared(network)
+    assert passes > 0
+    for same in ({"weight_bits": 3}, {"layer_bits": {"first": 2}}, {"training": {"epochs": 1}}):
+        again, passes = prepared(network, **same)
+        assert again is first
+        assert passes == 0
+    assert prepared(network, activation_bits=6)[1] > 0
+    assert prepared(copy_graph(network), activation_bits=6)[1] > 0
 
 
 def test_compensated_rounding_keeps_outputs_better_than_rounding_to_nearest() -> None:
