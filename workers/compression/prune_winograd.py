@@ -215,6 +215,7 @@ class _Search:
             for layer in layers(graph)
             if layer.name in tiles
         }
+        self._scored: _State | None = None  # whose moments and scores the following are
         self._moments: dict[str, Moments] = {}
         self._scores: dict[str, Tensor] = {}
         self._errors: dict[str, float] = {}
@@ -271,14 +272,21 @@ class _Search:
 
     def _masks_at(self, share: float, number: int) -> tuple[dict[str, Mask], float | None]:
         """The masks after a share of all that was asked, and the drop in percentage points that probing foretells."""
-        state, step = self.accepted, self._step
-        if step.score in ("fit", "energy") or self._fits:
-            self._moments = measure_moments(state.graph, self._tiles, self._around.calibration(state.graph))
-        self._scores = {name: self._scores_of(layer) for name, layer in self._layers.items()}
+        step = self._step
+        if self._scored is not self.accepted:  # a round that was taken back has changed nothing
+            self._score()
         fixed = {name: rate for name, rate in step.rates.items() if name in self._tiles}
         if step.select == "allocate":
             return self._allocated(share, number, fixed)
         return {name: self._selected(name, share, fixed.get(name)) for name in self._layers}, None
+
+    def _score(self) -> None:
+        """Measure the accepted network, and score the positions of its layers."""
+        graph = self.accepted.graph
+        if self._step.score in ("fit", "energy") or self._fits:
+            self._moments = measure_moments(graph, self._tiles, self._around.calibration(graph))
+        self._scores = {name: self._scores_of(layer) for name, layer in self._layers.items()}
+        self._scored = self.accepted
 
     @property
     def _fits(self) -> bool:

@@ -569,6 +569,28 @@ def test_predicted_drop_is_read_off_probes_that_moved_the_scores_as_far() -> Non
     assert many.counts(0.5)[1] == pytest.approx(4.0)
 
 
+def test_rounds_that_are_taken_back_are_not_measured_again(
+    network: ModelGraph, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[ModelGraph] = []
+
+    def counted(graph: ModelGraph, *rest: Any) -> Any:
+        measured.append(graph)
+        return measure_moments(graph, *rest)
+
+    monkeypatch.setattr("workers.compression.prune_winograd.measure_moments", counted)
+
+    def train(graph: ModelGraph, number: int) -> ModelGraph:
+        if number > 1:
+            for layer in layers(graph):
+                set_parameter(graph, layer.weight, parameter(graph, layer.weight).detach() * -3.0)
+        return graph
+
+    result = run(network, images, train=train, training={}, select="count", count=8, tile=2, rounds=4, max_drop_pp=60)
+    assert [done.ended for done in result.rounds] == ["kept", "taken_back", "taken_back"]
+    assert len(measured) == 2  # before anything was pruned, and after the round that was kept
+
+
 def test_the_target_ends_the_step(network: ModelGraph, images: Tensor) -> None:
     result = run(
         network,
