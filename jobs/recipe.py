@@ -275,7 +275,10 @@ class PruneWinograd(Schema):
         "accuracy, all.",
     )
     cache_mib: int = Field(
-        default=1024, ge=0, le=1_048_576, description="Memory for activations kept between probes, in MiB."
+        default=1024,
+        ge=0,
+        le=1_048_576,
+        description="Memory for activations kept between probes, and for the images that layers are fitted to, in MiB.",
     )
 
     @model_validator(mode="after")

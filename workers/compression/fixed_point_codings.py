@@ -78,7 +78,7 @@ def choose_codings(
 
     def see(name: str, values: Tensor) -> None:
         rows = values.transpose(0, 1).reshape(1, found[name].channels, -1)  # pooled, all channels are one
-        # An odd step meets every row and column of images, whose sides are even more often than not.
+        # An odd step doesn't stay on a few columns of images whose sides are powers of two.
         every = found[name].count // ENOUGH_VALUES | 1
         added = expressions[name].errors(rows[:, :, ::every], found[name])
         errors[name] = errors[name] + added if name in errors else added

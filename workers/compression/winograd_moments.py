@@ -94,7 +94,7 @@ class Target:
 def measure_moments(graph: ModelGraph, names: Iterable[str], batches: Iterable[Tensor]) -> dict[str, Moments]:
     """The moments of the layers called `names`, all of them Winograd convolutions at all positions, on `batches` of input.
 
-    No more batches are taken than every layer needs, nor counted in than it needs itself.
+    Nothing is computed once every layer has seen enough, nor counted in for a layer that has.
     """
     wanted = set(names)
     found = {layer.name: Moments.empty(layer) for layer in layers(graph) if layer.name in wanted}
@@ -118,7 +118,7 @@ def measure_target(name: str, own: Frontier, wanted: Frontier) -> tuple[Moments,
     """The moments of the layer called `name` of one network, and as its target what it gives in another, on the same batches.
 
     The networks differ in weights only; the layer has all positions, and few enough rows that G is held. No more batches are
-    looked at than it needs.
+    counted in than it needs.
     """
     layer = next(layer for layer in layers(own.graph) if layer.name == name)
     weights = parameter(wanted.graph, layer.weight)

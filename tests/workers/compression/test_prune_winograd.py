@@ -421,7 +421,7 @@ def test_fitted_weights_lose_less_of_the_output_than_weights_left_as_they_were(
 def test_layers_are_measured_on_as_many_images_as_their_rows_need(
     network: ModelGraph, images: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Few tiles an image and many rows want more images; whoever has enough is left alone, and nothing is read in vain."""
+    """Few tiles an image and many rows want more images; whoever has enough is left alone, and nothing is computed in vain."""
     monkeypatch.setattr("workers.compression.winograd_moments.ENOUGH_IMAGES", 8)
     monkeypatch.setattr("workers.compression.winograd_moments.ENOUGH_TILES", 1)
     converted, images = to_winograd(network, {"first": 4, "second": 4}), torch.cat([images, images.flip(0)])
