@@ -7,46 +7,31 @@ import numpy as np
 
 from jobs.report import Latency
 
-WARM_UP_RUNS = 5
-FEWEST_RUNS = 10
-MOST_RUNS = 300
-FEWEST_TURNS = 5
+WARM_UP_RUNS = 3
+FEWEST_TURNS = 7
+MOST_TURNS = 300
 # Threads of a runtime go on looking for work for some milliseconds after a run, which would slow the other runtime down.
 REST_SECONDS = 0.02
 
 
 def alternate(
-    first: Callable[[], object], second: Callable[[], object], *, seconds: float
+    first: Callable[[], object], second: Callable[[], object], *, seconds: float, rest_seconds: float = 0.0
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of each run of `first` and `second`, called by turns for about `seconds`."""
+    """Milliseconds of a run of `first` and of `second` in each turn; they take turns for about `seconds`.
+
+    A turn is two runs, of which the second counts: it finds the caches, and the model's threads, as they are where one run follows
+    the other. Models with threads of their own want a rest (`REST_SECONDS`) before each turn, until the other's are asleep.
+    """
     for _ in range(WARM_UP_RUNS):
         first()
         second()
     times: tuple[list[float], list[float]] = ([], [])
     end = time.perf_counter() + seconds
-    while len(times[0]) < FEWEST_RUNS or (len(times[0]) < MOST_RUNS and time.perf_counter() < end):
-        # Who goes first changes with each round: the second finds the caches as the other left them.
+    while len(times[0]) < FEWEST_TURNS or (len(times[0]) < MOST_TURNS and time.perf_counter() < end):
+        # Who goes first changes with each round.
         pair = [(first, times[0]), (second, times[1])]
         for run, kept in pair if len(times[0]) % 2 == 0 else reversed(pair):
-            start = time.perf_counter()
-            run()
-            kept.append((time.perf_counter() - start) * 1000)
-    return times
-
-
-def alternate_at_rest(
-    first: Callable[[], object], second: Callable[[], object], *, seconds: float
-) -> tuple[list[float], list[float]]:
-    """Like `alternate`, for models with threads of their own: in each turn, the other's threads have gone to sleep, and the
-    model's own are awake from a run that isn't counted."""
-    first()
-    second()
-    times: tuple[list[float], list[float]] = ([], [])
-    end = time.perf_counter() + seconds
-    while len(times[0]) < FEWEST_TURNS or (len(times[0]) < MOST_RUNS and time.perf_counter() < end):
-        pair = [(first, times[0]), (second, times[1])]
-        for run, kept in pair if len(times[0]) % 2 == 0 else reversed(pair):
-            time.sleep(REST_SECONDS)
+            time.sleep(rest_seconds)
             run()
             start = time.perf_counter()
             run()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from workers.measurement.latency import alternate, alternate_at_rest
+from workers.measurement.latency import REST_SECONDS, alternate
 
 Array = npt.NDArray[np.generic]
 Model = Callable[[Array], list[Array]]
@@ -89,8 +89,11 @@ def _compare(arguments: dict[str, Any], other: dict[str, Any], example: Array) -
     try:
         delivered = _load(arguments["format"], arguments["delivered"], other["threads"])
         original = _load(other["format"], other["original"], other["threads"])
-        original_ms, delivered_ms = alternate_at_rest(
-            lambda: original(example), lambda: delivered(example), seconds=arguments["latency_seconds"]
+        original_ms, delivered_ms = alternate(
+            lambda: original(example),
+            lambda: delivered(example),
+            seconds=arguments["latency_seconds"],
+            rest_seconds=REST_SECONDS,
         )
     except MemoryError:
         raise

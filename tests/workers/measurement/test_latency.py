@@ -1,40 +1,42 @@
 """Timing by turns, and what is made of the times."""
 
+import time
+
 import numpy as np
 import pytest
 
-from workers.measurement import latency
-from workers.measurement.latency import (
-    FEWEST_RUNS,
-    FEWEST_TURNS,
-    MOST_RUNS,
-    WARM_UP_RUNS,
-    alternate,
-    alternate_at_rest,
-    speedup,
-    summarise,
-)
+from workers.measurement.latency import FEWEST_TURNS, MOST_TURNS, WARM_UP_RUNS, alternate, speedup, summarise
 
 
-def test_models_take_turns_and_neither_always_goes_first() -> None:
+def test_models_take_turns_of_two_runs_and_neither_always_goes_first() -> None:
     calls: list[str] = []
     first, second = alternate(lambda: calls.append("a"), lambda: calls.append("b"), seconds=0)
-    assert len(first) == len(second) == FEWEST_RUNS
-    rounds = "".join(calls[2 * WARM_UP_RUNS :])
-    assert rounds == "abba" * (FEWEST_RUNS // 2)
+    assert len(first) == len(second) == FEWEST_TURNS == 7
+    assert "".join(calls[2 * WARM_UP_RUNS :]) == "aabb" + 3 * "bbaaaabb"
 
 
-def test_runs_end_at_their_greatest_number() -> None:
+def test_only_the_second_run_of_a_turn_counts() -> None:
+    runs = 0
+
+    def slow_after_another_model() -> None:
+        nonlocal runs
+        runs += 1
+        if runs > WARM_UP_RUNS and (runs - WARM_UP_RUNS) % 2 == 1:
+            time.sleep(0.05)
+
+    found, _ = alternate(slow_after_another_model, lambda: None, seconds=0)
+    assert max(found) < 50
+
+
+def test_turns_end_at_their_greatest_number() -> None:
     first, _ = alternate(lambda: None, lambda: None, seconds=60)
-    assert len(first) == MOST_RUNS
+    assert len(first) == MOST_TURNS
 
 
-def test_at_rest_a_run_that_is_not_counted_comes_before_each_that_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "REST_SECONDS", 0)
-    calls: list[str] = []
-    first, second = alternate_at_rest(lambda: calls.append("a"), lambda: calls.append("b"), seconds=0)
-    assert len(first) == len(second) == FEWEST_TURNS
-    assert "".join(calls[2:]) == "aabbbbaaaabbbbaaaabb"
+def test_each_turn_rests_first_where_that_is_asked_for() -> None:
+    began = time.perf_counter()
+    alternate(lambda: None, lambda: None, seconds=0, rest_seconds=0.01)
+    assert time.perf_counter() - began >= 2 * FEWEST_TURNS * 0.01
 
 
 def test_summary_is_median_and_spread() -> None:
