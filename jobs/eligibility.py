@@ -1,5 +1,7 @@
 """Which layers a step kind can work on, told from a model's inspection."""
 
+from typing import Protocol
+
 from jobs.inspection import LayerInfo, ModelInspection
 from jobs.recipe import AssignPrecision, PruneWeights, PruneWinograd, QuantizeFixedPoint
 
@@ -33,7 +35,34 @@ def why_not(layer: LayerInfo, step: LayerStep) -> str | None:
     """Why the step leaves the layer alone; None if it can work on it."""
     if layer.name in excluded_by(step):
         return "excluded"
-    return reason_against(step.kind, layer)
+    reason = reason_against(step.kind, layer)
+    if reason is None and isinstance(step, PruneWinograd):
+        return why_not_grouped(layer, step)
+    return reason
+
+
+class Convolution(Protocol):
+    """What groups of kernels must fit."""
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]: ...
+    @property
+    def groups(self) -> int: ...
+
+
+def why_not_grouped(layer: Convolution, step: PruneWinograd) -> str | None:
+    """Why the layer's kernels can't have as many groups with positions of their own as the step wants; None if they can."""
+    if step.groups == 1:
+        return None
+    filters, channels = layer.weight_shape[0], layer.weight_shape[1]
+    number = filters if step.group_by == "output_channels" else channels
+    if number % step.groups:
+        return f"its {number} {step.group_by.replace('_', ' ')} can't be divided into {step.groups} groups"
+    if step.group_by == "input_channels" and layer.groups != 1:
+        return "it is a grouped convolution, whose input channels can't be divided further"
+    if step.groups % layer.groups and layer.groups % step.groups:
+        return f"{step.groups} groups would straddle the {layer.groups} groups of the convolution"
+    return None
 
 
 def reason_against(kind: str, layer: LayerInfo) -> str | None:

@@ -168,6 +168,23 @@ def test_fixed_point_needs_training_images_only_where_it_trains() -> None:
     assert cost["steps"][0]["images"] == 50
 
 
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({"groups": 3}, "its 16 output channels can't be divided into 3 groups"),
+        ({"groups": 2, "group_by": "input_channels"}, "its 3 input channels can't be divided into 2 groups"),
+        ({"groups": 4}, None),
+        ({"groups": 3, "group_by": "input_channels"}, None),
+    ],
+)
+def test_groups_of_kernels_that_fit_no_layer_are_refused_at_submission(
+    options: dict[str, Any], why: str | None
+) -> None:
+    problems = check((PruneWinograd.model_validate({"kind": "prune_winograd", **options}),), {"selection": data()})
+    assert [problem.pointer for problem in problems] == (["/recipe/0"] if why else [])
+    assert all(why is not None and why in problem.message for problem in problems)
+
+
 @pytest.mark.parametrize("tile", ["auto", "fastest", 4])
 def test_only_fastest_tiles_are_left_for_a_worker_to_look_up(tile: str | int) -> None:
     step = PruneWinograd.model_validate({"kind": "prune_winograd", "tile": tile})

@@ -91,21 +91,6 @@ class Mask:
         return masked
 
 
-def why_not_grouped(layer: Layer, groups: int, group_by: GroupBy) -> str | None:
-    """The reason why a layer's kernels can't have groups with positions of their own, or None."""
-    if groups == 1:
-        return None
-    filters, channels = layer.weight_shape[0], layer.weight_shape[1]
-    number = filters if group_by == "output_channels" else channels
-    if number % groups:
-        return f"its {number} {group_by.replace('_', ' ')} can't be divided into {groups} groups"
-    if group_by == "input_channels" and layer.groups != 1:
-        return "it is a grouped convolution, whose input channels can't be divided further"
-    if groups % layer.groups and layer.groups % groups:
-        return f"{groups} groups would straddle the {layer.groups} groups of the convolution"
-    return None
-
-
 def to_winograd(graph: ModelGraph, tiles: Mapping[str, int]) -> ModelGraph:
     """A copy in which each layer named in `tiles` is computed as F(m x m, 3x3) with that m, at all positions."""
     converted = copy_graph(graph)

@@ -1,10 +1,11 @@
 """Which layers are computed in the Winograd domain and with which tile, and why the others are left alone (W-1)."""
 
+from jobs.eligibility import why_not_grouped
 from jobs.errors import RecipeRefused
 from jobs.recipe import PruneWinograd
 from jobs.tiles import best_tile
 from workers.compression.eligibility import why_not
-from workers.compression.winograd_layers import output_sides, why_not_grouped
+from workers.compression.winograd_layers import output_sides
 from workers.compression.winograd_times import Load, ModelledTimes
 from workers.models.graph import Layer, ModelGraph, layers, parameter
 
@@ -27,7 +28,7 @@ def choose_tiles(graph: ModelGraph, step: PruneWinograd, load: Load) -> tuple[di
     for layer in found:
         reason = "the recipe excludes it" if layer.name in step.exclude else None
         reason = reason or why_not("prune_winograd", layer, parameter(graph, layer.weight))
-        reason = reason or why_not_grouped(layer, step.groups, step.group_by)
+        reason = reason or why_not_grouped(layer, step)
         tile = None if reason else _tile(layer, sides[layer.name], step, load)
         if tile is None:
             skipped[layer.name] = reason or DIRECT_IS_FASTER
