@@ -1,35 +1,46 @@
 """Finds the best blocking of every candidate at every shape, fits the cost model, and writes winograd/selection_table.py.
 
-Blockings are tried one size after the other, beginning with what the library chooses by itself; one that is not at least 2 %
-faster is not worth an entry. Coefficients are fitted to the relative error, so that small layers count as much as large ones.
+Layers are timed in chains of four with weights of their own, as in a network: called over and over, a layer would find its weights
+in the caches, and tiles of many positions would look better than they are. Blockings are tried one size after the other, beginning
+with what the library chooses by itself. Then all candidates take turns, each with its best blocking and with the library's, so that
+a machine that is busy for a while treats them alike; a blocking that is not at least 5 % faster is not worth an entry. Coefficients
+are fitted to the relative error, so that small layers count as much as large ones.
 """
 
-import math
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from winograd.selection import CANDIDATES, Coefficients, Measured, Row, Shape, Table, work
 
 from benchmarks.winograd import results
-from benchmarks.winograd.problems import LAYERS, SMALL_LAYERS, problem, write_problem
+from benchmarks.winograd.problems import LAYERS, SMALL_LAYERS, Problem, problem, write_problem
 from benchmarks.winograd.turns import REPOSITORY, Process
 
 TABLE = REPOSITORY / "winograd" / "winograd" / "selection_table.py"
-TILES, FILTERS, SHARED = (14, 28, 56, 112, 224, 448), (32, 64, 128, 256), (0, 1)
-WORTH_AN_ENTRY = 0.98
-DIRECT_TURNS = 5  # oneDNN's times come in two kinds, one twice the other, when its threads have just been woken up
+CHAIN = 4  # layers
+MOST_OPERATIONS = 8_000_000_000  # of one layer
+TILES, FILTERS, SHARED = (14, 28, 112, 448), (32, 256), (0, 1)
+WORTH_AN_ENTRY = 0.95
+TURNS = 5  # of which the fastest counts: a busy machine takes up to twice as long
 GUESSED = Coefficients(5000.0, 0.3, 0.3, 0.3, 0.01, 0.01)
 PULL = 0.3  # of the guess, against the relative error of one measurement
 
-Measure = Callable[[Sequence[str]], dict[str, float]]  # milliseconds of those variants that can run
+
 Blocking = tuple[int, int, int]
 OWN_CHOICE = (0, 0, -1)
+
+
+class Measure(Protocol):
+    """Milliseconds of a layer by those variants that can run, which take so many turns."""
+
+    def __call__(self, variants: Sequence[str], turns: int = 1) -> dict[str, float]: ...
 
 
 def tune(
@@ -39,11 +50,11 @@ def tune(
     for count in threads:
         process = Process("winograd", count, sys.executable)
         with tempfile.TemporaryDirectory() as name:
-            for one in (problem(layer, batch) for layer in layers or (LAYERS | SMALL_LAYERS) for batch in batches):
+            for one in _problems(layers or [*LAYERS, *SMALL_LAYERS], batches):
                 write_problem(one, Path(name), onnx=False)
-                measure = _measure(process, Path(name), seconds)
-                best = {candidate: _best_blocking(measure, candidate, count) for candidate in CANDIDATES}
-                found = {candidate: measured for candidate, measured in best.items() if measured}
+                measure = _measure(process, Path(name), seconds, one.chain)
+                searched = {name: _blockings(measure, name, count) for name in CANDIDATES}
+                found = _by_turns(measure, searched)
                 shape = Shape(one.channels, one.filters, one.size, one.size, batch=one.batch)
                 rows.append(Row(count, shape, found))
                 print(f"{one.layer}, batch {one.batch}, {count} threads: {found}", file=sys.stderr, flush=True)
@@ -51,33 +62,62 @@ def tune(
     _write(rows, path)
 
 
-def _measure(process: Process, folder: Path, seconds: float) -> Measure:
-    def measure(variants: Sequence[str]) -> dict[str, float]:
+def _problems(layers: Sequence[str], batches: Sequence[int]) -> Iterator[Problem]:
+    """Chains where the filters of a layer can be the next one's channels; what is too large is left to the model."""
+    for layer in layers:
+        for batch in batches:
+            alone = problem(layer, batch)
+            if alone.operations <= MOST_OPERATIONS:
+                yield problem(layer, batch, CHAIN) if alone.channels == alone.filters else alone
+
+
+def _measure(process: Process, folder: Path, seconds: float, layers: int) -> Measure:
+    def measure(variants: Sequence[str], turns: int = 1) -> dict[str, float]:
         answers = process.ask({"prepare": str(folder), "variants": list(variants)})
         able = [variant for variant in variants if not answers[variant].get("refused")]
-        return {variant: median(process.ask({"time": variant, "seconds": seconds})["milliseconds"]) for variant in able}
+        taken: dict[str, list[float]] = {variant: [] for variant in able}
+        for variant in able * turns:
+            taken[variant].append(median(process.ask({"time": variant, "seconds": seconds})["milliseconds"]))
+        return {variant: min(milliseconds) / layers for variant, milliseconds in taken.items()}
 
     return measure
 
 
-def _best_blocking(measure: Measure, candidate: str, threads: int) -> Measured | None:
-    """The least milliseconds and their blocking, empty where the library's own choice is as good; None if it can't run."""
+def _blockings(measure: Measure, candidate: str, threads: int) -> list[Blocking]:
+    """The library's choice and the fastest that was found; nothing if the candidate can't run."""
     if candidate == "direct":
-        turns = [answer[candidate] for answer in (measure([candidate]) for _ in range(DIRECT_TURNS)) if answer]
-        return Measured(round(min(turns), 4)) if turns else None
+        return [OWN_CHOICE]
 
-    def fastest(blockings: Sequence[Blocking]) -> tuple[float, Blocking]:
-        names = {f"{candidate}@{','.join(map(str, blocking))}": blocking for blocking in blockings}
-        return min(((ms, names[name]) for name, ms in measure(list(names)).items()), default=(math.inf, OWN_CHOICE))
+    def timed(blockings: Sequence[Blocking]) -> dict[Blocking, float]:
+        names = {_named(candidate, blocking): blocking for blocking in blockings}
+        return {names[name]: milliseconds for name, milliseconds in measure(list(names)).items()}
 
-    own, _ = fastest([OWN_CHOICE])
-    first = fastest([(tiles, 0, shared) for tiles in TILES for shared in (SHARED if threads > 1 else (0,))])
-    tiles, _, shared = min(first, (own, OWN_CHOICE))[1]
-    second = fastest([(tiles, filters, shared) for filters in FILTERS])
-    milliseconds, blocking = min(first, second)
-    if milliseconds < WORTH_AN_ENTRY * own:
-        return Measured(round(milliseconds, 4), blocking)
-    return Measured(round(own, 4)) if own < math.inf else None
+    found = timed([OWN_CHOICE])
+    if not found:
+        return []
+    found |= timed([(tiles, 0, shared) for tiles in TILES for shared in (SHARED if threads > 1 else (0,))])
+    tiles, _, shared = min(found, key=found.__getitem__)
+    found |= timed([(tiles, filters, shared) for filters in FILTERS])
+    return list(dict.fromkeys([OWN_CHOICE, min(found, key=found.__getitem__)]))
+
+
+def _by_turns(measure: Measure, searched: Mapping[str, Sequence[Blocking]]) -> dict[str, Measured]:
+    variants = {
+        (name, blocking): _named(name, blocking) for name, blockings in searched.items() for blocking in blockings
+    }
+    milliseconds = measure(list(variants.values()), TURNS)
+    found = {}
+    for name, blockings in searched.items():
+        taken = {blocking: milliseconds[variants[name, blocking]] for blocking in blockings}
+        if taken:
+            own, best = taken[OWN_CHOICE], min(taken, key=taken.__getitem__)
+            is_worth_it = taken[best] < WORTH_AN_ENTRY * own
+            found[name] = Measured(round(taken[best], 4), best) if is_worth_it else Measured(round(own, 4))
+    return found
+
+
+def _named(candidate: str, blocking: Blocking) -> str:
+    return candidate if candidate == "direct" else f"{candidate}@{','.join(map(str, blocking))}"
 
 
 def _write(rows: Sequence[Row], path: Path) -> None:
