@@ -50,6 +50,8 @@ def main() -> None:
         bench.print_rivals()
         return
     for weights, activations, step in tables[options.table](options):
+        if options.bits and f"{weights}/{activations}" not in options.bits:
+            continue
         bench.print_row(weights, activations, step)
 
 
@@ -227,6 +229,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--images", type=int, default=2000, help="that decisions are made on, and calibration images among them"
     )
+    parser.add_argument("--bits", nargs="+", help="of weights/activations, such as 4/8; all of the table if not given")
     parser.add_argument("--calibration", type=int, default=500)
     parser.add_argument("--learning-images", type=int, default=25_000)
     parser.add_argument("--epochs", type=int, default=2)
