@@ -46,33 +46,6 @@ class Convolution(nn.Module):
         return output
 
 
-class Selected(nn.Module):
-    """The same as a Convolution, by what winograd.selection chose for it."""
-
-    def __init__(self, replaced: Convolution, variant: str, m: int, blocking: Sequence[int]) -> None:
-        super().__init__()
-        import winograd
-
-        assert replaced.conv.bias is not None
-        weight = replaced.conv.weight.detach()
-        positions = list(range((m + 2) ** 2))
-        if variant == "filters":
-            self.packed = winograd.pack_filters(weight, positions, m)
-        else:
-            self.packed = winograd.pack_weights(winograd.transform_filters(weight, positions, m), positions, m)
-        self.blocking = tuple(blocking)
-        self.activation = "relu" if replaced.relu else "none"
-        self.bias: Tensor
-        self.register_buffer("bias", replaced.conv.bias.detach())
-
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        import winograd
-
-        return winograd.conv2d_packed(
-            x, self.packed, 1, bias=self.bias, residual=residual, activation=self.activation, blocking=self.blocking
-        )
-
-
 class Block(nn.Module):
     """Two convolutions and what leads past them."""
 
@@ -172,4 +145,17 @@ def _select(network: nn.Module, images: Tensor, threads: int) -> None:
         if why_not(part.conv) is None:
             choice = select(Shape(part.conv.in_channels, filters, height, width, batch=batch), threads=threads)
             if choice.m is not None:
-                network.set_submodule(name, Selected(part, choice.variant, choice.m, choice.blocking))
+                network.set_submodule(name, _packed(part, choice.variant, choice.m))
+
+
+def _packed(replaced: Convolution, variant: str, m: int) -> nn.Module:
+    """The same as a Convolution, by what winograd.selection chose for it."""
+    import winograd
+
+    weight, bias = replaced.conv.weight.detach(), replaced.conv.bias
+    positions = list(range((m + 2) ** 2))
+    if variant == "filters":
+        packed = winograd.pack_filters(weight, positions, m)
+    else:
+        packed = winograd.pack_weights(winograd.transform_filters(weight, positions, m), positions, m)
+    return winograd.PackedConv2d(packed, bias, padding=1, activation="relu" if replaced.relu else "none")
