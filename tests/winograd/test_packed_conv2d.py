@@ -48,6 +48,14 @@ def test_another_size_or_number_of_threads_changes_nothing() -> None:
             torch.set_num_threads(threads)
 
 
+def test_torch_compile_takes_it_in_without_breaking_its_graph() -> None:
+    module = packed_conv2d(PROBLEM)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    with torch.inference_mode():
+        for x in (PROBLEM.operands().x, torch.randn(5, *PROBLEM.operands().x.shape[1:])):
+            torch.testing.assert_close(compiled(x), module(x), atol=1e-5, rtol=1e-5)
+
+
 def test_packed_weights_are_in_no_state_dict() -> None:
     assert packed_conv2d(PROBLEM).state_dict() == {}
 

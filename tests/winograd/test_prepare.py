@@ -123,6 +123,15 @@ def test_any_batch_can_be_run() -> None:
     torch.testing.assert_close(prepared(x), original(x), atol=1e-4, rtol=1e-4)
 
 
+def test_prepared_network_compiles_as_one_graph() -> None:
+    prepared = winograd.prepare(exported(Residual(), images()))
+    compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager")
+
+    for x in (images(), torch.randn(5, 4, 9, 9)):
+        with torch.inference_mode():
+            torch.testing.assert_close(compiled(x), prepared(x), atol=1e-4, rtol=1e-4)
+
+
 def test_w8_prepared_network_executes_the_same_multiplications() -> None:
     original = exported(Residual(), images())
     prepared = winograd.prepare(original)

@@ -39,14 +39,19 @@ class PackedConv2d(nn.Module):
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """Convolve [N, C, H, W]; residual: [N, K, OH, OW] to add before the activation."""
-        sizes = input.shape, torch.get_num_threads()
-        if sizes != self._sizes:
-            self._sizes, self._blocking = sizes, self._measured_blocking(input, sizes[1])
+        # torch.compile would break its graph where the number of threads is asked for, in every layer.
+        blocking = ops.CHOSEN_BY_LIBRARY if torch.compiler.is_compiling() else self._remembered_blocking(input)
         held = self._buffers  # torch's way to attributes takes ten times as long
         return self._operator(
             input, held["numbers"], self.positions, self.filters, self.m, *self.padding,
-            held["bias"], residual, self.activation, self.groups, *self._blocking,
+            held["bias"], residual, self.activation, self.groups, *blocking,
         )  # fmt: skip
+
+    def _remembered_blocking(self, x: Tensor) -> Sequence[int]:
+        sizes = x.shape, torch.get_num_threads()
+        if sizes != self._sizes:
+            self._sizes, self._blocking = sizes, self._measured_blocking(x, sizes[1])
+        return self._blocking
 
     def _measured_blocking(self, x: Tensor, threads: int) -> Sequence[int]:
         measured = measured_blocking(x, self.filters, self.m, self.padding, groups=self.groups, threads=threads)
