@@ -117,6 +117,7 @@ def build(material: Material, threads: int, variant: str) -> Runnable:
     run: Callable[[Tensor], Any] = network
     if variant.endswith("compiled"):
         torch._inductor.config.freezing = True
+        torch._dynamo.reset()  # of a second network it would make sizes open that frozen weights then can't have
         run = torch.compile(network)
     run(images)
     return Runnable(lambda: run(images), lambda: run(images).numpy())
