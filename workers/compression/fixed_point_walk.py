@@ -90,7 +90,7 @@ class Walk:
         inputs as they are in this walk."""
         self.emission = Emission(plan, codings)
         self.reports: list[FixedPointLayer] = []
-        self.alternatives: dict[tuple[str, int], Convolution] = {}  # by output and bits
+        self.alternatives: dict[tuple[str, int], Convolution] = {}  # by output and bits; put away
         self._plan = plan
         self._step = step
         self._precision = precision or {}
@@ -106,7 +106,7 @@ class Walk:
         if planned.kind in ("convolution", "linear"):
             moments = self._moments(planned)
             for bits in self._more_bits:
-                self.alternatives[planned.output, bits] = self._layer(planned, moments, bits)[0]
+                self.alternatives[planned.output, bits] = self._layer(planned, moments, bits)[0].put_away()
             layer, lengths = self._layer(
                 planned, moments, self._precision.get(layer_of(planned.main), self._step.weight_bits)
             )

@@ -44,7 +44,8 @@ class SecondNetworks:
             on_progress(0.3 + 0.7 * number / len(self._plan.operations), message, {})
             walk.take(planned)
         convolutions = walk.emission.network().convolutions
-        self._layers = {(each.output, self._first): each for each in convolutions} | walk.alternatives
+        # Every layer at every precision: in a network of 25 million weights a gigabyte, were they not put away.
+        self._layers = {(each.output, self._first): each.put_away() for each in convolutions} | walk.alternatives
 
     def network(self, precision: Mapping[str, int]) -> IntegerNetwork:
         """Layers named in `precision` have so many bits, the others the first ones."""
@@ -52,7 +53,7 @@ class SecondNetworks:
         for planned in self._plan.operations:
             if planned.kind in ("convolution", "linear"):
                 bits = precision.get(layer_of(planned.main), self._first)
-                emission.add_convolution(planned, self._layers[planned.output, bits])
+                emission.add_convolution(planned, self._layers[planned.output, bits].taken_out())
             else:
                 emission.emit(planned)
         return emission.network()
@@ -74,4 +75,4 @@ class SecondNetworks:
         return found
 
     def _variant(self, layer: Convolution, bits: int) -> Convolution:
-        return self._layers[layer.output, bits]
+        return self._layers[layer.output, bits].taken_out()

@@ -7,7 +7,7 @@ isn't part of it.
 Accumulators are 32 bits wide unless stated; `accumulator_bound` of an operation is what no image can exceed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -73,6 +73,13 @@ class Convolution(_OfOne):
     def aligned_weight(self) -> Tensor:
         """Weights shifted ahead of time, so that nothing needs to shift between partial sums (F-9)."""
         return self.weight << self.shifts[:, :, None, None]
+
+    def put_away(self) -> "Convolution":
+        """The same in as few bytes as its weights need, to be kept until `taken_out`."""
+        return replace(self, weight=self.weight.to(torch.int8 if self.weight_bits <= 8 else torch.int16))
+
+    def taken_out(self) -> "Convolution":
+        return replace(self, weight=self.weight.long())
 
     @property
     def stored_bits(self) -> int:

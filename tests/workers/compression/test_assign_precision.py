@@ -338,6 +338,15 @@ def test_q9_networks_of_the_search_are_those_of_method_f_at_either_precision(
     assert [layer.weight_bits for layer in mixed] == [2, 8, 8]
 
 
+@pytest.mark.parametrize(("bits", "dtype"), [(2, torch.int8), (8, torch.int8), (9, torch.int16), (16, torch.int16)])
+def test_layers_that_wait_to_be_tried_take_few_bytes_and_lose_nothing(
+    network: ModelGraph, images: Tensor, bits: int, dtype: torch.dtype
+) -> None:
+    for layer in quantized(network, images, calibration_images=40, weight_bits=bits).network.convolutions:
+        assert layer.put_away().weight.dtype == dtype
+        assert torch.equal(layer.put_away().taken_out().weight, layer.weight)
+
+
 @pytest.mark.parametrize(
     "options",
     [
