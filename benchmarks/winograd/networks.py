@@ -1,4 +1,5 @@
-"""Whole networks: ResNet-20 for CIFAR-10 and one shaped like ResNet-18 at 224, batch-norm folded, weights seeded, channels last.
+"""Whole networks: ResNet-20 for CIFAR-10 and those shaped like ResNet-18 and ResNet-50 at 224, batch-norm folded, weights seeded,
+channels last.
 
 Torch as it is (eager); torch compiled with frozen, so prepacked, weights; ONNX Runtime and OpenVINO; and the same network with its
 3x3 convolutions of stride 1 replaced: `modules` by winograd.replace_convolutions, `selected` by what winograd.selection chooses for
@@ -61,6 +62,22 @@ class Block(nn.Module):
         return y
 
 
+class Bottleneck(nn.Module):
+    """The block of ResNet-50: 1x1, 3x3 and 1x1, and what leads past them."""
+
+    def __init__(self, channels: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.first = Convolution(channels, width, 1)
+        self.second = Convolution(width, width, stride=stride)
+        self.third = Convolution(width, 4 * width, 1)
+        past = stride > 1 or channels != 4 * width
+        self.shortcut = Convolution(channels, 4 * width, 1, stride, relu=False) if past else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.third(self.second(self.first(x)), self.shortcut(x))
+        return y
+
+
 def resnet20() -> nn.Module:
     stages = [Block(max(16, width // 2) if b == 0 else width, width, 2 if b == 0 and width > 16 else 1)
               for width in (16, 32, 64) for b in range(3)]  # fmt: skip
@@ -74,7 +91,14 @@ def resnet18() -> nn.Module:
     return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 1000))
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "resnet18": resnet18}
+def resnet50() -> nn.Module:
+    stages = [Bottleneck((width if width == 64 else 2 * width) if b == 0 else 4 * width, width, 2 if b == 0 and width > 64 else 1)
+              for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)) for b in range(blocks)]  # fmt: skip
+    stem = Convolution(3, 64, 7, 2), nn.MaxPool2d(3, 2, padding=1)
+    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, 1000))
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {"resnet20": resnet20, "resnet18": resnet18, "resnet50": resnet50}
 
 
 def network_problem(name: str, size: int, batch: int) -> Problem:
