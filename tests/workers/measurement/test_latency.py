@@ -1,10 +1,12 @@
 """Timing by turns, and what is made of the times."""
 
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from workers.measurement import latency
 from workers.measurement.latency import FEWEST_TURNS, MOST_TURNS, WARM_UP_RUNS, alternate, speedup, summarise
 
 
@@ -15,17 +17,18 @@ def test_models_take_turns_of_two_runs_and_neither_always_goes_first() -> None:
     assert "".join(calls[2 * WARM_UP_RUNS :]) == "aabb" + 3 * "bbaaaabb"
 
 
-def test_only_the_second_run_of_a_turn_counts() -> None:
-    runs = 0
+def test_only_the_second_run_of_a_turn_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, runs = 0.0, 0
+    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: now, sleep=lambda _: None))
 
     def slow_after_another_model() -> None:
-        nonlocal runs
+        nonlocal now, runs
         runs += 1
-        if runs > WARM_UP_RUNS and (runs - WARM_UP_RUNS) % 2 == 1:
-            time.sleep(0.05)
+        is_first_of_turn = runs <= WARM_UP_RUNS or (runs - WARM_UP_RUNS) % 2 == 1
+        now += 50.0 if is_first_of_turn else 0.25
 
     found, _ = alternate(slow_after_another_model, lambda: None, seconds=0)
-    assert max(found) < 50
+    assert found == [250.0] * FEWEST_TURNS
 
 
 def test_turns_end_at_their_greatest_number() -> None:
