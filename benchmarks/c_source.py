@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.material import table
+from benchmarks.tables import table
 from workers.fixed_point.coding import Coding
 from workers.fixed_point.compile_c import find_compiler
 from workers.fixed_point.network import Addition, AveragePool, Convolution, IntegerNetwork, Operation, Shape, Value

@@ -22,7 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_test, data_folder, table
+from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_test, data_folder
+from benchmarks.tables import table
 from jobs.folder import Progress
 from jobs.report import Candidate, Report
 from workers.runner import run_folder

@@ -1,8 +1,7 @@
-"""What benchmarks work on, and how they print: real images and models from the folder WINNOW_DATA, Markdown tables."""
+"""What benchmarks work on: real images and models from the folder WINNOW_DATA."""
 
 import os
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +40,6 @@ def cifar_test() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """The first 5,000 CIFAR-10 test images."""
     with np.load(data_folder() / "images" / "cifar10_test_0000_4999.npz") as stored:
         return stored["x"], stored["y"].astype(np.int64)
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table."""
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def _sampled(path: Path, images: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

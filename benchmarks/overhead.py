@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from winnow import Client
 
-from benchmarks.material import CIFAR_PREPROCESS, cifar_selection, data_folder, table
+from benchmarks.material import CIFAR_PREPROCESS, cifar_selection, data_folder
+from benchmarks.tables import table
 from demo.stack import running_stack
 from jobs.folder import Compress, InputFile, Request
 from jobs.recipe import PruneWeights

@@ -29,7 +29,7 @@ import uvicorn
 import uvloop
 from fastapi import FastAPI
 
-from benchmarks.material import table
+from benchmarks.tables import table
 from jobs.database import Database
 from jobs.repository.lifecycle import claim_job, submit_job
 from jobs.repository.uploads import add_upload

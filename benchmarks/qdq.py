@@ -19,7 +19,8 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from benchmarks.material import CIFAR_PREPROCESS, cifar_selection, cifar_test, data_folder, table
+from benchmarks.material import CIFAR_PREPROCESS, cifar_selection, cifar_test, data_folder
+from benchmarks.tables import table
 from jobs.recipe import QuantizeFixedPoint
 from jobs.request import Preprocess
 from workers.compression.quantize_fixed_point import FixedPointResult, Surroundings, quantize_fixed_point

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.material import table
 from benchmarks.polling import serving
+from benchmarks.tables import table
 from jobs.settings import Settings
 from migrations.upgrade import upgrade_database
 from service.app import build_app

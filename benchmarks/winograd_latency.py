@@ -26,7 +26,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.material import data_folder, table
+from benchmarks.material import data_folder
+from benchmarks.tables import table
 from benchmarks.winograd import networks, results
 from benchmarks.winograd.engines import Runnable
 from benchmarks.winograd.problems import Material, Problem

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.material import table
+from benchmarks.tables import table
 from benchmarks.winograd import networks, results, roofline, tuning
 from benchmarks.winograd.ours import VARIANTS
 from benchmarks.winograd.problems import LAYERS, SMALL_LAYERS, Problem, problem, write_problem

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from winograd.matrices import POINTS, WinogradMatrices, in_pairs, winograd_matrices
 
-from benchmarks.material import table
+from benchmarks.tables import table
 
 CHANNELS, FILTERS, TILES, SEEDS = (64, 512), 32, 64, 5
 F = Fraction

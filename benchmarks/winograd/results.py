@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.material import table
+from benchmarks.tables import table
 from benchmarks.winograd import roofline
 from benchmarks.winograd.ours import parse, selected
 from benchmarks.winograd.problems import Problem
