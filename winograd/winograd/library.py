@@ -205,7 +205,7 @@ def _load_cuda(folder: Path, loaded: _Library, architectures: tuple[str, ...]) -
 
     try:
         stages = cuda.Stages.load(folder / "libwinograd_cuda.so")
-    except OSError as error:
+    except (OSError, AttributeError) as error:  # the latter where it is older than these files
         return replace(loaded, without_cuda=_not_loaded(error))
     for name, function in cuda.operators(stages).items():
         torch.library.impl(f"winograd::{name}", "cuda", _unless_forced(name, function))

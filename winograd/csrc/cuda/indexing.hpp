@@ -34,15 +34,18 @@ WINOGRAD_HOST_DEVICE inline ImageStrides image_strides(bool channels_last, int64
   return {channels * height * width, width, 1, height * width};
 }
 
-// Distances in V or M of a chunk: matrices [tiles, width] with channels last, [width, tiles] with channels first.
+// With channels first, the rows of V and M, which are tiles, are as long as the next multiple of four: 16 bytes of float32.
+WINOGRAD_HOST_DEVICE inline int64_t padded_tiles(int64_t tiles) { return (tiles + 3) / 4 * 4; }
+
+// Distances in V or M of a chunk: matrices [tiles, width] with channels last, [width, padded tiles] with channels first.
 struct MatrixStrides {
   int64_t position, block, tile, channel;
 };
 
 WINOGRAD_HOST_DEVICE inline MatrixStrides matrix_strides(bool channels_last, int64_t blocks, int64_t tiles, int64_t width) {
-  const int64_t matrix = tiles * width;
+  const int64_t length = channels_last ? tiles : padded_tiles(tiles), matrix = length * width;
   if (channels_last) return {blocks * matrix, matrix, width, 1};
-  return {blocks * matrix, matrix, 1, tiles};
+  return {blocks * matrix, matrix, 1, length};
 }
 
 struct TilePlace {

@@ -11,6 +11,7 @@
 #include <string>
 
 #include "../winograd_cuda.h"
+#include "multiply.hpp"
 #include "stages.hpp"
 
 namespace winograd::cuda {
@@ -28,8 +29,14 @@ struct Refusal : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-inline void require(bool holds, const std::string& sentence) {
+inline void require(bool holds, const char* sentence) {
   if (!holds) throw Refusal(sentence);
+}
+
+// `sentence` makes it: putting it together takes longer than the rest of a call.
+template <class Sentence>
+void require(bool holds, const Sentence& sentence) {
+  if (!holds) throw Refusal(sentence());
 }
 
 inline std::string& last_error() {
@@ -64,14 +71,16 @@ inline int64_t size_of(int32_t type) {
 
 inline void check_positions(const winograd_problem& problem) {
   const int32_t positions = (problem.m + 2) * (problem.m + 2);
-  require(problem.kept >= 1 && problem.kept <= positions,
-          std::to_string(problem.kept) + " positions are kept: keep between 1 and " + std::to_string(positions) + ".");
+  require(problem.kept >= 1 && problem.kept <= positions, [&] {
+    return std::to_string(problem.kept) + " positions are kept: keep between 1 and " + std::to_string(positions) + ".";
+  });
   for (int64_t group = 0; group < problem.kernel_groups; ++group) {
     int32_t previous = -1;
     for (int32_t i = 0; i < problem.kept; ++i) {
       const int32_t position = problem.positions[group * problem.kept + i];
-      require(position > previous && position < positions, "positions must ascend from 0 to at most " +
-                                                               std::to_string(positions - 1) + " in each group of filters.");
+      require(position > previous && position < positions, [&] {
+        return "positions must ascend from 0 to at most " + std::to_string(positions - 1) + " in each group of filters.";
+      });
       previous = position;
     }
   }
@@ -174,11 +183,27 @@ inline constexpr int kInputLanes = m == 2 ? 16 / sizeof(Storage) : m == 4 ? 8 / 
 template <int m, class Storage>
 inline constexpr int kOutputLanes = m == 2 ? 16 / sizeof(Storage) : m == 4 ? 4 : 4 / sizeof(Storage);
 
-template <int outputs, class Element, int lane_count>
+template <int outputs, class Element, int lane_count, int run_length = 1>
 struct Variant {
   static constexpr int m = outputs, lanes = lane_count;
+  static constexpr int run = run_length;  // outputs of a row that are written at once
   using Storage = Element;
 };
+
+// With channels first, the m outputs of a row are neighbours: 4, 2, or 1 of them go together.
+template <int m>
+inline constexpr int kLongestRun = m % 4 == 0 ? 4 : m % 2 == 0 ? 2 : 1;
+
+template <int longest, class Body>
+void with_run(int64_t multiple_of, const Body& body) {
+  if constexpr (longest == 4) {
+    if (multiple_of % 4 == 0) return body(Constant<4>{});
+  }
+  if constexpr (longest >= 2) {
+    if (multiple_of % 2 == 0) return body(Constant<2>{});
+  }
+  return body(Constant<1>{});
+}
 
 template <class Body>
 void with_m(int32_t m, const Body& body) {
@@ -207,7 +232,7 @@ inline bool is_channels_last(int32_t memory) {
 
 inline void check_chunk(const winograd_cuda_chunk& chunk, int64_t tiles) {
   require(chunk.first_tile >= 0 && chunk.tiles >= 0 && chunk.first_tile <= tiles && chunk.tiles <= tiles - chunk.first_tile,
-          "the chunk must lie inside the " + std::to_string(tiles) + " tiles of the batch.");
+          [&] { return "the chunk must lie inside the " + std::to_string(tiles) + " tiles of the batch."; });
 }
 
 template <class Launch>
@@ -274,6 +299,9 @@ void transform_output_stage(const winograd_problem& problem, const winograd_cuda
       const int64_t bytes = sizeof(Storage) * vector;
       const bool by_vector = last && geometry.filters_per_block % vector == 0 && is_aligned(products, bytes) &&
                              is_aligned(epilogue.bias, bytes) && is_aligned(epilogue.residual, bytes) && is_aligned(output, bytes);
+      // Runs are as long as the width, and where output and residual begin, are multiples of.
+      const int64_t begin = static_cast<int64_t>(reinterpret_cast<uintptr_t>(output) | reinterpret_cast<uintptr_t>(epilogue.residual));
+      const int64_t run_divides = geometry.output_width | begin / static_cast<int64_t>(sizeof(Storage));
       for (int first = 0; first < problem.kernel_groups; first += kKernelGroupsOfLaunch) {
         stage.kept = kept_positions(problem, geometry, first);
         stage.first_filter = stage.kept.first_block * geometry.filters_per_block;
@@ -282,8 +310,10 @@ void transform_output_stage(const winograd_problem& problem, const winograd_cuda
         stage.grid = last ? thread_grid(filter_threads, chunk.tiles) : thread_grid(chunk.tiles, filter_threads);
         if (by_vector) {
           launch(Variant<m.value, Storage, vector>{}, stage);
-        } else {
+        } else if (last) {
           launch(Variant<m.value, Storage, 1>{}, stage);
+        } else {
+          with_run<kLongestRun<m.value>>(run_divides, [&](auto run) { launch(Variant<m.value, Storage, 1, run.value>{}, stage); });
         }
       }
     });
@@ -310,6 +340,97 @@ void transform_filters_stage(const winograd_problem& problem, int32_t type, cons
       }
     });
   });
+}
+
+// ---- Multiplication -------------------------------------------------------------------------------------------------------
+
+template <class Tile_, bool channels_last_>
+struct MultiplyVariant {
+  using Tile = Tile_;
+  static constexpr bool channels_last = channels_last_;
+};
+
+inline constexpr int kLargestDepth = 1 << 24;
+
+// Of one tile: how many blocks share a multiprocessor, how fast they are beside the tallest, and what a wave of them costs
+// beyond its multiplications, in multiplications per channel. Fitted to 174 matrix multiplications on an H100, of which
+// the chosen tile takes 2.6 % longer than the best one, in the geometric mean, and 24 % at most (docs/winograd.md).
+struct TileSpeed {
+  int resident;
+  double efficiency, wave;
+};
+
+template <class Tile>
+double estimated_time(const MultiplyStage& stage, int64_t matrices, int processors, TileSpeed speed) {
+  const int64_t blocks = matrices * ceil_div(stage.rows, Tile::rows) * ceil_div(stage.columns, Tile::columns);
+  const int64_t of_processor = ceil_div(blocks, processors), waves = ceil_div(of_processor, speed.resident);
+  return static_cast<double>(of_processor * Tile::rows * Tile::columns) / speed.efficiency + static_cast<double>(waves) * speed.wave;
+}
+
+using TallTile = MultiplyTile<128, 64, 64, 32, 3>;
+using SquareTile = MultiplyTile<64, 64, 32, 32, 4>;
+using FlatTile = MultiplyTile<32, 64, 16, 32, 4>;
+using NarrowTile = MultiplyTile<64, 32, 32, 16, 4>;
+
+template <class Body>
+void with_tile(const MultiplyStage& stage, int64_t matrices, int processors, const Body& body) {
+  double best = std::numeric_limits<double>::infinity();
+  int chosen = 0, number = 0;
+  const auto consider = [&](double time) {
+    if (time < best) best = time, chosen = number;
+    ++number;
+  };
+  consider(estimated_time<TallTile>(stage, matrices, processors, {2, 1.0, 4000}));
+  consider(estimated_time<SquareTile>(stage, matrices, processors, {3, 0.95, 3000}));
+  consider(estimated_time<FlatTile>(stage, matrices, processors, {4, 0.8, 2000}));
+  consider(estimated_time<NarrowTile>(stage, matrices, processors, {4, 0.8, 2000}));
+  switch (chosen) {
+    case 0: return body(TallTile{});
+    case 1: return body(SquareTile{});
+    case 2: return body(FlatTile{});
+    default: return body(NarrowTile{});
+  }
+}
+
+// What was multiplied.
+struct Multiplied {
+  int64_t gemms, multiplications;
+};
+
+template <class Launch>
+Multiplied multiply_stage(const winograd_problem& problem, const winograd_cuda_chunk& chunk, int32_t memory, const void* weights,
+                          const void* v, void* m, int processors, const Launch& launch) {
+  const Geometry geometry = geometry_of(problem);
+  const bool last = is_channels_last(memory);
+  check_chunk(chunk, count_tiles(problem, geometry));
+  if (chunk.tiles == 0) return {0, 0};
+  require(chunk.tiles <= kLargestCount - 3, "a chunk must have fewer than 2^31 - 4 tiles.");
+  const auto tiles = static_cast<int>(last ? chunk.tiles : padded_tiles(chunk.tiles));
+  const int64_t matrices = int64_t{problem.kept} * geometry.blocks;
+  MultiplyStage stage{};
+  stage.a = static_cast<const float*>(last ? v : weights);
+  stage.b = static_cast<const float*>(last ? weights : v);
+  stage.d = static_cast<float*>(m);
+  stage.rows = last ? tiles : geometry.filters_per_block;
+  stage.columns = last ? geometry.filters_per_block : tiles;
+  stage.depth = geometry.channels_per_group;
+  stage.a_matrix = int64_t{stage.rows} * stage.depth;
+  stage.b_matrix = int64_t{stage.columns} * stage.depth;
+  stage.d_matrix = int64_t{stage.rows} * stage.columns;
+  stage.by_pairs = stage.columns % 2 == 0 && is_aligned(m, 2 * sizeof(float));
+  require(stage.depth % 4 == 0 && stage.depth <= kLargestDepth && is_aligned(v, 16) && is_aligned(weights, 16),
+          "winograd_cuda_multiply takes a multiple of four channels of a group, 2^24 at most, and V and weights at multiples of 16 bytes.");
+  with_tile(stage, matrices, processors, [&](auto tile) {
+    using Tile = decltype(tile);
+    stage.row_blocks = static_cast<uint32_t>(ceil_div(stage.rows, Tile::rows));
+    stage.column_blocks = static_cast<uint32_t>(ceil_div(stage.columns, Tile::columns));
+    require(matrices <= kLargestCount / (int64_t{stage.row_blocks} * stage.column_blocks),
+            "a chunk of this many tiles and filters needs more than 2^31 - 1 blocks of threads: make it smaller.");
+    stage.blocks = static_cast<uint32_t>(matrices * stage.row_blocks * stage.column_blocks);
+    if (last) return launch(MultiplyVariant<Tile, true>{}, stage);
+    return launch(MultiplyVariant<Tile, false>{}, stage);
+  });
+  return {matrices, matrices * chunk.tiles * geometry.filters_per_block * stage.depth};
 }
 
 }  // namespace winograd::cuda

@@ -103,8 +103,13 @@ WINOGRAD_HOST_DEVICE void transform_input(const InputStage<Storage>& stage, Thre
   }
 }
 
+template <class Storage>
+WINOGRAD_HOST_DEVICE float activated(const OutputStage<Storage>& stage, float number) {
+  return stage.relu && number < 0.0f ? 0.0f : number;  // not a number stays one, as in torch
+}
+
 // y = activation(A^T M A + bias + residual) of one tile and `lanes` filters.
-template <int m, int lanes, class Storage>
+template <int m, int lanes, int run, class Storage>
 WINOGRAD_HOST_DEVICE void transform_output(const OutputStage<Storage>& stage, ThreadPlace thread) {
   constexpr int t = m + 2;
   const Geometry& geometry = stage.geometry;
@@ -142,23 +147,44 @@ WINOGRAD_HOST_DEVICE void transform_output(const OutputStage<Storage>& stage, Th
   Storage* __restrict__ output = stage.output;
   float bias[lanes];
   load_if(stage.bias != nullptr, stage.bias + filter, bias);
-  WINOGRAD_UNROLL for (int column = 0; column < m; ++column) {
-    if (!is_inside(first_column + column, geometry.output_width)) continue;
-    const int64_t top = corner + column * stage.image.column;
-    float added[m][lanes], y[lanes][m];
-    WINOGRAD_UNROLL for (int row = 0; row < m; ++row) {
-      load_if(residual != nullptr && is_inside(first_row + row, geometry.output_height),
-              residual + top + row * stage.image.row, added[row]);
+  if constexpr (run > 1) {
+    // Channels first: rows of the output, `run` neighbours at a time.
+    static_assert(lanes == 1 && m % run == 0);
+    float y[m][m];
+    WINOGRAD_UNROLL for (int column = 0; column < m; ++column) {
+      float y_column[m];
+      transform_output_line<m>(half[0][column], y_column);
+      WINOGRAD_UNROLL for (int row = 0; row < m; ++row) y[row][column] = y_column[row];
     }
-    WINOGRAD_UNROLL for (int lane = 0; lane < lanes; ++lane) transform_output_line<m>(half[lane][column], y[lane]);
     WINOGRAD_UNROLL for (int row = 0; row < m; ++row) {
       if (!is_inside(first_row + row, geometry.output_height)) continue;
-      float sum[lanes];
-      WINOGRAD_UNROLL for (int lane = 0; lane < lanes; ++lane) {
-        const float before = y[lane][row] + bias[lane] + added[row][lane];
-        sum[lane] = stage.relu && before < 0.0f ? 0.0f : before;  // not a number stays one, as in torch
+      WINOGRAD_UNROLL for (int column = 0; column < m; column += run) {
+        if (!is_inside(first_column + column, geometry.output_width)) continue;
+        const int64_t at = corner + row * stage.image.row + column;
+        float added[run], sum[run];
+        load_if(residual != nullptr, residual + at, added);
+        WINOGRAD_UNROLL for (int i = 0; i < run; ++i) sum[i] = activated(stage, y[row][column + i] + bias[0] + added[i]);
+        store(sum, output + at);
       }
-      store(sum, output + top + row * stage.image.row);
+    }
+  } else {
+    WINOGRAD_UNROLL for (int column = 0; column < m; ++column) {
+      if (!is_inside(first_column + column, geometry.output_width)) continue;
+      const int64_t top = corner + column * stage.image.column;
+      float added[m][lanes], y[lanes][m];
+      WINOGRAD_UNROLL for (int row = 0; row < m; ++row) {
+        load_if(residual != nullptr && is_inside(first_row + row, geometry.output_height),
+                residual + top + row * stage.image.row, added[row]);
+      }
+      WINOGRAD_UNROLL for (int lane = 0; lane < lanes; ++lane) transform_output_line<m>(half[lane][column], y[lane]);
+      WINOGRAD_UNROLL for (int row = 0; row < m; ++row) {
+        if (!is_inside(first_row + row, geometry.output_height)) continue;
+        float sum[lanes];
+        WINOGRAD_UNROLL for (int lane = 0; lane < lanes; ++lane) {
+          sum[lane] = activated(stage, y[lane][row] + bias[lane] + added[row][lane]);
+        }
+        store(sum, output + top + row * stage.image.row);
+      }
     }
   }
 }

@@ -6,6 +6,7 @@ namespace winograd::cuda {
 template <int m, class Storage>
 __global__ void __launch_bounds__(kThreadsOfBlock) transform_filters_kernel(const __grid_constant__ FilterStage<Storage> stage) {
   const ThreadPlace thread = this_thread(stage.grid);
+  wait_for_earlier_kernels();
   if (thread.inside) transform_filter<m>(stage, thread);
 }
 

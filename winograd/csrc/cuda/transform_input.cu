@@ -10,7 +10,9 @@ namespace winograd::cuda {
 template <int m, int lanes, class Storage>
 __global__ void __launch_bounds__(kThreadsOfBlock) transform_input_kernel(const __grid_constant__ InputStage<Storage> stage) {
   const ThreadPlace thread = this_thread(stage.grid);
+  wait_for_earlier_kernels();
   if (thread.inside) transform_input<m, lanes>(stage, thread);
+  let_next_kernel_start();
 }
 
 }  // namespace winograd::cuda

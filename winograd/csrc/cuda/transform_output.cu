@@ -6,10 +6,12 @@
 
 namespace winograd::cuda {
 
-template <int m, int lanes, class Storage>
+template <int m, int lanes, int run, class Storage>
 __global__ void __launch_bounds__(kThreadsOfBlock) transform_output_kernel(const __grid_constant__ OutputStage<Storage> stage) {
   const ThreadPlace thread = this_thread(stage.grid);
-  if (thread.inside) transform_output<m, lanes>(stage, thread);
+  wait_for_earlier_kernels();
+  if (thread.inside) transform_output<m, lanes, run>(stage, thread);
+  let_next_kernel_start();
 }
 
 }  // namespace winograd::cuda
@@ -21,7 +23,7 @@ extern "C" int winograd_cuda_transform_output(const winograd_problem* problem, c
   return guarded([&] {
     transform_output_stage(*problem, *chunk, type, memory, m, *epilogue, output, [&](auto variant, const auto& stage) {
       using V = decltype(variant);
-      launch_kernel(transform_output_kernel<V::m, V::lanes, typename V::Storage>, stage, stream);
+      launch_kernel(transform_output_kernel<V::m, V::lanes, V::run, typename V::Storage>, stage, stream);
     });
   });
 }
