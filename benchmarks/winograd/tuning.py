@@ -121,15 +121,15 @@ def _named(candidate: str, blocking: Blocking) -> str:
 
 
 def _write(rows: Sequence[Row], path: Path) -> None:
-    coefficients = _fitted(rows)
+    coefficients = fitted(rows)
     date = datetime.now(UTC).strftime("%Y-%m-%d")
     table = Table("cpu", results.processor(), date, coefficients, tuple(rows))
-    path.write_text(_source(table))
+    path.write_text(source("CPU", table, "benchmarks.winograd tune"))
 
 
-def _fitted(rows: Sequence[Row]) -> Coefficients:
+def fitted(rows: Sequence[Row], guess: Coefficients = GUESSED) -> Coefficients:
     """Coefficients with the least relative errors; what the rows say little about stays near what was guessed."""
-    guessed = np.array(GUESSED.as_tuple())
+    guessed = np.array(guess.as_tuple())
     amounts = [
         np.array(work(row.shape, name, row.threads)) / (1e6 * measured.milliseconds)
         for row in rows
@@ -137,8 +137,8 @@ def _fitted(rows: Sequence[Row]) -> Coefficients:
     ]
     a = np.concatenate([amounts, PULL * np.diag(1 / guessed)])
     b = np.concatenate([np.ones(len(amounts)), PULL * np.ones(len(guessed))])
-    fitted = least_squares_without_negatives(a, b)
-    return Coefficients(*map(float, np.maximum(fitted, 0.01 * guessed)))
+    found = least_squares_without_negatives(a, b)
+    return Coefficients(*map(float, np.maximum(found, 0.01 * guessed)))
 
 
 def least_squares_without_negatives(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -156,14 +156,15 @@ def least_squares_without_negatives(a: NDArray[np.float64], b: NDArray[np.float6
     return solution
 
 
-def _source(table: Table) -> str:
+def source(name: str, table: Table, command: str) -> str:
+    """The module that defines a table."""
     lines = [
-        '"""What selection.py knows. Written by `python -m benchmarks.winograd tune`; edit nothing by hand."""',
+        f'"""What selection.py knows of {table.device}. Written by `python -m {command}`; edit nothing by hand."""',
         "",
         "from winograd.selection import Coefficients, Measured, Row, Shape, Table",
         "",
         "# fmt: off",
-        "CPU = Table(",
+        f"{name} = Table(",
         f"    device={table.device!r},",
         f"    machine={table.machine!r},",
         f"    date={table.date!r},",
@@ -181,4 +182,6 @@ def _source(table: Table) -> str:
             blocking = f", {measured.blocking}" if measured.blocking else ""
             lines.append(f'            "{name}": Measured({measured.milliseconds:g}{blocking}),')
         lines.append("        }),")
-    return "\n".join([*lines, "    ),", ")", ""])
+    lines.append("    ),")
+    lines += ["    only_near=True,"] if table.only_near else []
+    return "\n".join([*lines, ")", ""])

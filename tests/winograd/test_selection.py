@@ -18,6 +18,7 @@ from winograd.selection import (
     Table,
     allowed_candidates,
     blocking,
+    default_table,
     error_bound,
     estimated_ms,
     modelled_ms,
@@ -164,6 +165,27 @@ def test_single_tile_with_many_weights_transforms_them_in_each_call() -> None:
     dear_bytes = replace(UNMEASURED, coefficients=replace(MODEL, weight_byte=1.0, direct_vector=3.0))
 
     assert select(Shape(512, 512, 4, 4), table=dear_bytes).variant == "filters"
+
+
+def test_a_gpu_has_a_table_of_its_own() -> None:
+    deep = Shape(512, 512, 28, 28, batch=8)
+    assert select(deep, device="sm_90") == Choice("weights", 4)
+    assert select(deep, device="sm_90", max_relative_error=1e-6) == Choice("weights", 2)
+    assert select(Shape(16, 16, 32, 32), device="sm_90") == Choice("direct"), "over before the next call is made"
+    assert select(Shape(16, 4000, 300, 7), device="sm_90") == Choice("direct"), "nothing near was measured"
+
+
+@pytest.mark.parametrize("device", ["cuda", "sm_90 with TF32", "sm_86"])
+def test_of_other_gpus_nothing_is_known(device: str) -> None:
+    assert select(Shape(512, 512, 28, 28, batch=8), device=device) == Choice("direct")
+
+
+def test_nothing_that_was_measured_on_a_gpu_is_slower_than_the_direct_convolution() -> None:
+    table = default_table("sm_90")
+    for row in table.rows:
+        choice = select(row.shape, device="sm_90", max_relative_error=1.0)
+        chosen = "direct" if choice.variant == "direct" else f"m{choice.m}"
+        assert row.measured[chosen].milliseconds <= row.measured["direct"].milliseconds
 
 
 @pytest.mark.parametrize("given", [{"device": "cuda"}, {"dtype": "bfloat16"}, {"dtype": "float64"}], ids=str)

@@ -71,13 +71,22 @@ def _fastest_tile(conv: nn.Conv2d, sizes: Sizes, max_relative_error: float) -> i
     batch, _, height, width = max(sizes, key=lambda size: size.numel())
     choice = selection.select(
         selection.Shape(conv.in_channels, conv.out_channels, height, width, batch, conv.groups),
-        threads=torch.get_num_threads(),
-        device=conv.weight.device.type,
+        threads=torch.get_num_threads() if conv.weight.device.type == "cpu" else 1,
+        device=_device(conv.weight.device),
         dtype=str(conv.weight.dtype).removeprefix("torch."),
         max_relative_error=max_relative_error,
         variants=TRANSFORMED_BEFORE,
     )
     return choice.m
+
+
+def _device(device: torch.device) -> str:
+    """Its name in selection.py. Where torch lets convolutions use TF32, which it does unless told otherwise, they are faster."""
+    if device.type != "cuda":
+        return device.type
+    major, minor = torch.cuda.get_device_capability(device)
+    uses_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"
+    return f"sm_{major}{minor}" + (" with TF32" if uses_tf32 else "")
 
 
 def _has_fewer_multiplications(sizes: Sizes, m: int) -> bool:

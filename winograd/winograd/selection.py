@@ -120,13 +120,17 @@ class Coefficients:
 
 @dataclass(frozen=True)
 class Table:
-    """What is known of one kind of machine. `machine` and `date` say where it comes from."""
+    """What is known of one kind of machine. `machine` and `date` say where it comes from.
+
+    `device` is "cpu", or the architecture of a CUDA device whose direct convolution may not use TF32, like "sm_90".
+    """
 
     device: str
     machine: str
     date: str
     coefficients: Coefficients
     rows: tuple[Row, ...] = field(default=(), repr=False)
+    only_near: bool = False  # the model alone, far from everything measured, is not to be trusted
 
 
 def select(
@@ -141,13 +145,17 @@ def select(
 ) -> Choice:
     """Return the fastest of `variants`, as far as is known, whose error bound is at most `max_relative_error`.
 
-    The direct convolution is always one of them.
+    The direct convolution is always one of them. device: see `Table`; of others nothing is known.
     """
-    table = table or default_table()
+    table = table or default_table(device)
     if device != table.device or dtype != "float32":
         return Choice("direct")
+    if table.only_near and _nearest(shape, "direct", threads, table)[0] is None:
+        return Choice("direct")
     allowed = allowed_candidates(shape.channels // shape.groups, max_relative_error)
-    names = [name for name in allowed if CANDIDATES[name].variant in {"direct", *variants}]
+    measured = {name for row in table.rows for name in row.measured}
+    able = [name for name in allowed if name in measured or not table.only_near]
+    names = [name for name in able if CANDIDATES[name].variant in {"direct", *variants}]
     fastest = min(names, key=lambda name: estimated_ms(shape, name, threads, table))
     candidate = CANDIDATES[fastest]
     if candidate.variant == "direct":
@@ -247,8 +255,9 @@ def _filled_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def default_table() -> Table:
-    """What is known where no other table is given."""
-    from winograd.selection_table import CPU  # here, because the table is written with the classes of this module
+def default_table(device: str = "cpu") -> Table:
+    """What is known of a device where no other table is given; of the CPU, where nothing is known of it."""
+    from winograd.selection_table import CPU  # here, because tables are written with the classes of this module
+    from winograd.selection_table_sm_90 import SM_90
 
-    return CPU
+    return SM_90 if device == SM_90.device else CPU
