@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from winograd.replace_convolutions import selection_device
 
 import winograd
 from winograd import WinogradConv2d, selection
@@ -132,3 +133,12 @@ def test_convolutions_stay_where_no_tile_is_exact_enough() -> None:
 
     assert winograd.replace_convolutions(model, example=example, max_relative_error=1e-9) == []
     assert isinstance(model[0], nn.Conv2d)
+
+
+def test_a_gpu_is_known_by_its_architecture_and_by_what_cudnn_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        assert selection_device(torch.device("cuda")) == "sm_90"
+    with torch.backends.cudnn.flags(allow_tf32=True):
+        assert selection_device(torch.device("cuda")) == "sm_90 with TF32"
+    assert selection_device(torch.device("cpu")) == "cpu"

@@ -221,7 +221,7 @@ def _unless_forced(name: str, function: Callable[..., Tensor]) -> Callable[..., 
     return run
 
 
-def _not_loaded(error: OSError) -> str:
+def _not_loaded(error: Exception) -> str:
     log.warning("Plain torch computes, because the compiled library can't be loaded; install winograd again. %s", error)
     return f"the compiled library can't be loaded: {error}"
 

@@ -72,7 +72,7 @@ def _fastest_tile(conv: nn.Conv2d, sizes: Sizes, max_relative_error: float) -> i
     choice = selection.select(
         selection.Shape(conv.in_channels, conv.out_channels, height, width, batch, conv.groups),
         threads=torch.get_num_threads() if conv.weight.device.type == "cpu" else 1,
-        device=_device(conv.weight.device),
+        device=selection_device(conv.weight.device),
         dtype=str(conv.weight.dtype).removeprefix("torch."),
         max_relative_error=max_relative_error,
         variants=TRANSFORMED_BEFORE,
@@ -80,12 +80,12 @@ def _fastest_tile(conv: nn.Conv2d, sizes: Sizes, max_relative_error: float) -> i
     return choice.m
 
 
-def _device(device: torch.device) -> str:
+def selection_device(device: torch.device) -> str:
     """Its name in selection.py. Where torch lets convolutions use TF32, which it does unless told otherwise, they are faster."""
     if device.type != "cuda":
         return device.type
     major, minor = torch.cuda.get_device_capability(device)
-    uses_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"
+    uses_tf32 = torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]  # torch's stub
     return f"sm_{major}{minor}" + (" with TF32" if uses_tf32 else "")
 
 
