@@ -1,7 +1,7 @@
 // y = activation(A^T M A + bias + residual) for a chunk of tiles: one thread for each tile and 1 to 8 filters.
 //
-// The same mapping of threads as in transform_input.cu. With channels first a warp writes every m-th element of a row, m times
-// over; the L2 cache joins them.
+// The same mapping of threads as in transform_input.cu. With channels first a thread writes up to four neighbours of a row at
+// once; without that, a warp would write every m-th element, m times over, which takes twice as long.
 #include "kernel_launch.cuh"
 
 namespace winograd::cuda {
