@@ -110,7 +110,7 @@ def write_network(given: Problem, folder: Path) -> None:
     images = np.random.default_rng(0).standard_normal((given.batch, 3, given.size, given.size), dtype=np.float32)
     (folder / "problem.json").write_text(json.dumps(asdict(given)))
     np.save(folder / "images.npy", images)
-    network, batch = _network(given.layer), torch.from_numpy(images)
+    network, batch = seeded(given.layer), torch.from_numpy(images)
     with torch.inference_mode():
         exact = copy.deepcopy(network).double()(batch[given.checked_images].double())
     np.save(folder / "exact.npy", exact.numpy())
@@ -130,14 +130,14 @@ def build(material: Material, threads: int, variant: str) -> Runnable:
     """Called in the engine's process."""
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    network = _network(material.problem.layer).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = seeded(material.problem.layer).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     images = torch.from_numpy(material.images).contiguous(memory_format=torch.channels_last)
     if variant == "modules":
         import winograd
 
         winograd.replace_convolutions(network, m=4, example=images[:1])
     if variant.startswith("selected"):
-        _select(network, images, threads)
+        select_tiles(network, images, threads)
     run: Callable[[Tensor], Any] = network
     if variant.endswith("compiled"):
         torch._inductor.config.freezing = True
@@ -147,12 +147,12 @@ def build(material: Material, threads: int, variant: str) -> Runnable:
     return Runnable(lambda: run(images), lambda: run(images).numpy())
 
 
-def _network(name: str) -> nn.Module:
+def seeded(name: str) -> nn.Module:
     torch.manual_seed(0)
     return NETWORKS[name]().eval().requires_grad_(False)
 
 
-def _select(network: nn.Module, images: Tensor, threads: int) -> None:
+def select_tiles(network: nn.Module, images: Tensor, threads: int) -> None:
     """Replace what winograd.selection would not convolve directly."""
     from winograd.module import why_not
     from winograd.selection import Shape, select
@@ -170,10 +170,10 @@ def _select(network: nn.Module, images: Tensor, threads: int) -> None:
         if why_not(part.conv) is None:
             choice = select(Shape(part.conv.in_channels, filters, height, width, batch=batch), threads=threads)
             if choice.m is not None:
-                network.set_submodule(name, _packed(part, choice.variant, choice.m))
+                network.set_submodule(name, packed(part, choice.variant, choice.m))
 
 
-def _packed(replaced: Convolution, variant: str, m: int) -> nn.Module:
+def packed(replaced: Convolution, variant: str, m: int) -> nn.Module:
     """The same as a Convolution, by what winograd.selection chose for it."""
     import winograd
 
