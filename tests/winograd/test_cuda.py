@@ -295,12 +295,7 @@ def test_kernels_keep_everything_in_registers(objects: dict[str, Path], stage: s
     found = list(kernels(objects[stage].with_suffix(".ptxas").read_text()))
     variants = {"transform_filters": 12, "transform_input": 20, "transform_output": 34}[stage]
     assert len(found) == variants * len(ARCHITECTURES)
-    assert [
-        kernel
-        for kernel in found
-        if kernel.spilled_bytes and "4Half" not in kernel.name and "Bfloat16" not in kernel.name
-    ] == []
-    assert max(kernel.spilled_bytes for kernel in found) <= 40, "stores and loads of two variants for halves"
+    assert [kernel for kernel in found if kernel.spilled_bytes or kernel.stack_bytes] == []
     # Three blocks of 128 threads share the 65536 registers of a multiprocessor.
     assert max(kernel.registers for kernel in found) <= 170
 

@@ -34,7 +34,7 @@ extern "C" {
 
 enum winograd_cuda_type { WINOGRAD_FLOAT32 = 0, WINOGRAD_FLOAT16 = 1, WINOGRAD_BFLOAT16 = 2 };
 
-/* How a convolution is cut up: V and M are made for a chunk of tiles at a time, so that they stay in the L2 cache. */
+/* How a convolution is cut up: V and M are made for a chunk of tiles at a time, so that their memory is bounded. */
 typedef struct winograd_cuda_plan {
   int64_t tiles;       /* of the whole batch; tile = (image * tile_rows + tile_row) * tile_columns + tile_column */
   int64_t chunk_tiles; /* of every chunk but perhaps the last */
