@@ -361,13 +361,7 @@ def _order_problems(recipe: Sequence[Step], outputs: Sequence[OutputFormat]) -> 
                     "Make it the last step.",
                 )
             )
-        elif kind == "prune_winograd" and "quantize_fixed_point" in kinds[index:]:
-            problems.append(
-                Problem(
-                    f"/recipe/{index}",
-                    "prune_winograd makes Winograd convolutions, which quantize_fixed_point can't make integers of yet.",
-                )
-            )
+    problems += _tile_problems(recipe)
     if "c" in outputs and kinds[-1:] != ["quantize_fixed_point"]:
         problems.append(
             Problem(
@@ -376,6 +370,42 @@ def _order_problems(recipe: Sequence[Step], outputs: Sequence[OutputFormat]) -> 
                 'End the recipe with {"kind": "quantize_fixed_point"}, or ask for "onnx" or "pt2".',
             )
         )
+    return problems
+
+
+def _tile_problems(recipe: Sequence[Step]) -> list[Problem]:
+    """Integers take Winograd convolutions of F(2x2, 3x3), whose filters keep the same positions."""
+    quantizing = [(index, step) for index, step in enumerate(recipe) if isinstance(step, QuantizeFixedPoint)]
+    if not quantizing or not any(isinstance(step, PruneWinograd) for step in recipe):
+        return []
+    problems = [
+        Problem(
+            f"/recipe/{index}/statistics",
+            "Distributions of transformed tiles can't be measured while a network of Winograd convolutions is trained.",
+            'Ask for "statistics": "calibration", and train in a step of its own.',
+        )
+        for index, step in quantizing
+        if step.statistics == "training"
+    ]
+    for index, step in enumerate(recipe):
+        if isinstance(step, PruneWinograd) and step.tile != 2:
+            problems.append(
+                Problem(
+                    f"/recipe/{index}/tile",
+                    f"quantize_fixed_point makes integers of Winograd convolutions with tiles of 2x2 outputs, and tile {step.tile} "
+                    "may make larger ones, whose transforms have fractions.",
+                    'Ask for "tile": 2.',
+                )
+            )
+        if isinstance(step, PruneWinograd) and step.groups != 1 and step.group_by == "output_channels":
+            problems.append(
+                Problem(
+                    f"/recipe/{index}/groups",
+                    "quantize_fixed_point makes integers of Winograd convolutions whose filters all keep the same positions, and "
+                    f"here {step.groups} groups of filters have positions of their own.",
+                    'Ask for one group, or for "group_by": "input_channels".',
+                )
+            )
     return problems
 
 

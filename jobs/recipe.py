@@ -342,6 +342,11 @@ class QuantizeFixedPoint(Schema):
         description="Round each weight by itself, or one after the other, each making up for the errors of those before it on "
         "calibration images.",
     )
+    equalise: bool = Field(
+        default=False,
+        description="Scale the channels between two layers by powers of two until both layers' weights have the same range. "
+        "Lengths of every channel do that by themselves with align retune_opt; it is for one length a layer, and for align shift.",
+    )
     correct_bias: bool = Field(
         default=True, description="Take the mean error that quantization leaves in each output channel off its bias."
     )
@@ -377,6 +382,8 @@ class QuantizeFixedPoint(Schema):
     def _statistics_have_a_source(self) -> "QuantizeFixedPoint":
         if (self.statistics == "training") != (self.pretraining is not None):
             raise ValueError("pretraining must be given if, and only if, statistics is 'training'")
+        if self.equalise and self.statistics == "training":
+            raise ValueError("equalise scales channels after training, so statistics must be 'calibration'")
         return self
 
 

@@ -18,6 +18,7 @@ from workers.bench import Bench
 from workers.checkpoints import State, sha256_of
 from workers.datasets.roles import Part
 from workers.fixed_point.compile_c import find_compiler
+from workers.fixed_point.network import InputTransform, IntegerNetwork
 from workers.fixed_point.pack_weights import with_stored_integers
 from workers.fixed_point.run import IntegerRunner
 from workers.fixed_point.write_c import write_c
@@ -84,7 +85,7 @@ def write_state(state: State, path: Path, form: OutputFormat, *, pack_zeros: boo
     match form:
         case "onnx":
             made = write_qdq(integers, state.graph, path, pack_int4=True)
-            return Written(notes=tuple(_notes_on_kernels(made)))
+            return Written(notes=(*_notes_on_kernels(made), *_notes_on_tiles(integers)))
         case "pt2" | "pt2_standard":
             write_pt2(with_stored_integers(state.graph, integers), path, pack_zeros=True)
             return Written()
@@ -109,6 +110,16 @@ def _notes_on_kernels(made: QdqReport) -> Iterator[str]:
         yield (
             "On x86 processors without VNNI, sums of products of 8-bit numbers can saturate in ONNX Runtime's kernels: measure "
             "there, or ask for 7-bit weights."
+        )
+
+
+def _notes_on_tiles(network: IntegerNetwork) -> Iterator[str]:
+    """What Winograd convolutions in integers are for, and what not."""
+    count = sum(isinstance(operation, InputTransform) for operation in network.operations)
+    if count:
+        yield (
+            f"{count} of the layers are Winograd convolutions in integers. They make fewer multiplications, as the C source does; "
+            "ONNX Runtime has no kernel for them, and took longer than for direct ones wherever it was measured."
         )
 
 

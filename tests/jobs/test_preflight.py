@@ -97,9 +97,26 @@ def test_integers_are_the_end_of_a_recipe() -> None:
     (problem,) = check((fixed_point(), prune()))
     assert problem.pointer == "/recipe/0"
     assert "prune_weights can't work" in problem.message
-    (problem,) = check((PruneWinograd(kind="prune_winograd"), fixed_point()))
-    assert problem.pointer == "/recipe/0"
-    assert "Winograd convolutions" in problem.message
+
+
+def test_integers_take_winograd_convolutions_of_small_tiles_that_all_filters_share() -> None:
+    def problems_of(**options: Any) -> list[Problem]:
+        return check((PruneWinograd.model_validate({"kind": "prune_winograd", **options}), fixed_point()))
+
+    assert problems_of(tile=2) == []
+    assert problems_of(tile=2, groups=3, group_by="input_channels") == []
+    for tile in ("auto", "fastest", 4, 6):
+        (problem,) = problems_of(tile=tile)
+        assert problem.pointer == "/recipe/0/tile"
+        assert f"tile {tile} may make larger ones" in problem.message
+        assert problem.hint == 'Ask for "tile": 2.'
+    (problem,) = problems_of(tile=2, groups=2)
+    assert problem.pointer == "/recipe/0/groups"
+    assert problem.hint is not None
+    assert "input_channels" in problem.hint
+    learning = fixed_point(statistics="training", pretraining={"epochs": 1})
+    (problem,) = check((PruneWinograd(kind="prune_winograd", tile=2), learning), {"train": data(), "selection": data()})
+    assert problem.pointer == "/recipe/1/statistics"
 
 
 def test_c_source_is_written_of_integers_only() -> None:

@@ -222,6 +222,40 @@ def test_f8_integers_are_delivered_and_verified(tmp_path: Path, model: Path) -> 
     assert not any(line.message and line.message.startswith("Quantizing") for line in progress)
 
 
+@pytest.mark.parametrize("options", [{"groups": 1}, {"groups": 2, "group_by": "input_channels"}], ids=str)
+def test_w8_and_f8_pruned_winograd_convolutions_are_delivered_in_integers(
+    tmp_path: Path, model: Path, options: dict[str, Any]
+) -> None:
+    pruning = {"kind": "prune_winograd", "tile": 2, "select": "rate", "rate": 0.25, "rounds": 1, "max_drop_pp": 5.0}
+    folder = lay_out_job(
+        tmp_path / "job",
+        model,
+        held_out(),
+        recipe=[{**pruning, **options}, {"kind": "quantize_fixed_point", "calibration_images": 200}],
+        outputs=["onnx", "pt2", "c"],
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    files = {file.format: file for file in report.files}
+    assert report.integers is not None
+    assert (report.integers.differing_logits, report.integers.overflows) == (0, 0)
+    assert files["c"].accuracy == files["pt2"].accuracy
+    assert files["pt2"].max_abs_difference == 0
+    assert files["onnx"].agreement_percent is not None
+    assert files["onnx"].agreement_percent >= 99
+    parts = options["groups"]
+    (note,) = [note for note in files["onnx"].notes if "Winograd" in note]
+    assert note.startswith(f"{parts} of the layers are Winograd convolutions in integers")
+    # Twelve of sixteen positions: what is multiplied is what is in the weights, transforms count for nothing.
+    pruned, quantized = report.steps
+    assert report.after.multiplications == pruned.details["multiplications"]
+    shapes = {layer["layer"]: layer["shape"] for layer in quantized.details["layers"]}
+    winograd = [shape for name, shape in shapes.items() if name.startswith("conv2") or "input_group" in name]
+    assert winograd == [[12 * 24, 12 // parts, 1, 1]] * parts
+    assert {layer.name for layer in report.layers} == set(shapes)
+
+
 def test_q9_precision_is_carried_to_the_integers(tmp_path: Path, model: Path) -> None:
     recipe: list[dict[str, Any]] = [
         {"kind": "prune_weights", "max_drop_pp": 2.0, "rate_step": 0.3},

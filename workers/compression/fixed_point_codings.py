@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from jobs.recipe import QuantizeFixedPoint
+from workers.compression.equalise_layers import equalise_layers
 from workers.compression.fixed_point_emission import limits
 from workers.compression.fixed_point_plan import CARRIED, Plan, Planned, make_plan
 from workers.compression.fixed_point_rules import Expression
@@ -51,6 +52,12 @@ def prepare(
     return Prepared(plan, observer.found, codings, list(calibration(plan.graph, most)), images)
 
 
+def in_quantizable_form(graph: ModelGraph, step: QuantizeFixedPoint) -> ModelGraph:
+    """A copy with batch norms folded in and, where the step asks for it, ranges of weights evened out."""
+    folded = fold_batchnorm(graph)
+    return equalise_layers(folded) if step.equalise else folded
+
+
 class Preparations:
     """The network that was prepared last. What a search tries differs in bits of weights and in retraining, of which nothing here
     depends, so it is prepared once for all."""
@@ -62,7 +69,7 @@ class Preparations:
         """`graph`, which nobody changes afterwards, as `step` asks, with its batch norms folded in."""
         asked = step.model_copy(update={"weight_bits": 8, "layer_bits": {}, "training": None}).model_dump_json()
         if self._last is None or self._last[0] is not graph or self._last[1] != asked:
-            self._last = graph, asked, prepare(make_plan(fold_batchnorm(graph)), step, calibration)
+            self._last = graph, asked, prepare(make_plan(in_quantizable_form(graph, step)), step, calibration)
         return self._last[2]
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from workers.compression.fixed_point_lengths import Lengths
 from workers.compression.fixed_point_plan import Plan, Planned, as_list
+from workers.compression.fixed_point_winograd import input_transform, output_transform
 from workers.fixed_point.coding import Coding
 from workers.fixed_point.network import (
     Addition,
@@ -43,6 +44,7 @@ class Emission:
 
     plan: Plan
     codings: dict[str, Coding]  # of the tensors that get lengths of their own
+    bias_bits: int
     values: dict[str, Value] = field(default_factory=dict)
     operations: list[Operation] = field(default_factory=list)
 
@@ -69,6 +71,10 @@ class Emission:
                 self._add_average(planned)
             case "table":
                 self._add_table(planned)
+            case "input_transform":
+                self._add_input_transform(planned)
+            case "output_transform":
+                self._add_output_transform(planned)
             case "requantize":
                 source, coding = planned.sources[0], self._coded(planned)
                 low, high = ranges(planned, coding)
@@ -86,7 +92,9 @@ class Emission:
                     bias_bits: int) -> Convolution:  # fmt: skip
         """A convolution or linear layer with integer weights and biases, not yet added."""
         node = planned.main
-        if planned.output == self.plan.logits and planned.output not in self.codings:
+        if planned.output in self.plan.products:
+            out_shift, low, high = torch.zeros_like(bias), (-INT32,) * len(bias), (INT32,) * len(bias)
+        elif planned.output == self.plan.logits and planned.output not in self.codings:
             common = lengths.bias.max()
             out_shift, low, high = lengths.bias - common, (-INT32,) * len(bias), (INT32,) * len(bias)
         else:
@@ -121,6 +129,8 @@ class Emission:
     def _output_coding(self, planned: Planned, operation: Convolution) -> Coding:
         if planned.output in self.codings:
             return self.codings[planned.output]
+        if planned.output in self.plan.products:
+            return Coding(LOGIT_BITS, True, tuple(operation.lengths.tolist()))
         return Coding(LOGIT_BITS, True, (int(operation.lengths.max()),) * len(operation.lengths))
 
     # ---- Each kind --------------------------------------------------------------------------------------------------
@@ -194,6 +204,22 @@ class Emission:
         )
         self._add(operation, coding)
 
+    def _add_input_transform(self, planned: Planned) -> None:
+        assert planned.tiles is not None
+        source = planned.sources[0]
+        self._add(*input_transform(planned.tiles, source, planned.output, self.coding(source), self._coded(planned)))
+
+    def _add_output_transform(self, planned: Planned) -> None:
+        assert planned.tiles is not None
+        source, coding = planned.sources[0], self._coded(planned)
+        low, high = ranges(planned, coding)
+        bias = output_bias(self.plan, planned)
+        operation = output_transform(
+            planned.tiles, source, planned.output, self.coding(source), coding, bias,
+            bias_bits=self.bias_bits, low=low, high=high,
+        )  # fmt: skip
+        self._add(operation, coding)
+
     def _add_table(self, planned: Planned) -> None:
         coding, source = self._coded(planned), self.coding(planned.sources[0])
         integers = torch.arange(source.lowest, source.highest + 1)
@@ -246,6 +272,14 @@ class Emission:
 
     def _store(self, name: str, coding: Coding) -> None:
         self.values[name] = Value(name, self.plan.shapes[name], coding)
+
+
+def output_bias(plan: Plan, planned: Planned) -> Tensor:
+    """The bias [K] at the end of a Winograd convolution, float64."""
+    assert planned.tiles is not None
+    if planned.tiles.bias is not None:
+        return parameter(plan.graph, planned.tiles.bias).detach().double()
+    return torch.zeros(plan.shapes[planned.output][0], dtype=torch.float64)
 
 
 def limits(planned: Planned) -> tuple[float, float]:

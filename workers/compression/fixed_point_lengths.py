@@ -18,7 +18,7 @@ from workers.fixed_point.coding import exp2, highest, lowest, round_half_up
 Granularity = Literal["per_output_channel", "per_plane", "per_layer"]
 Align = Literal["shift", "retune", "retune_opt"]
 
-_FARTHEST_SHIFT = 30  # of 32-bit accumulators
+FARTHEST_SHIFT = 30  # of 32-bit accumulators
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def excess_of_bias(lengths: Lengths, bias: Tensor, bias_bits: int, output: Tenso
     longest = bias_bits - 1 - torch.ceil(torch.log2(bias.double().abs().clamp_min(2.0**-30))).long()
     excess = (lengths.bias - longest).clamp(min=0)
     if output is not None:
-        excess = torch.maximum(excess, lengths.bias - output - _FARTHEST_SHIFT)
+        excess = torch.maximum(excess, lengths.bias - output - FARTHEST_SHIFT)
     return excess
 
 

@@ -6,13 +6,14 @@ the last layer (softmax, a change of shape) is the tail, and stays as it is.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import fx, nn
 
 from jobs.errors import RecipeRefused
+from workers.compression.fixed_point_winograd import Tiles, lower_for_integers
 from workers.compression.fold_batchnorm import free_bias_name
 from workers.fixed_point.network import Shape
 from workers.models.graph import (
@@ -22,14 +23,13 @@ from workers.models.graph import (
     copy_graph,
     drop_unread_parameters,
     parameter,
-    winograd_conv2d,
 )
 from workers.models.shapes import infer_shapes
 from workers.models.tail import logits_of
 
 Kind = Literal[
     "convolution", "linear", "add", "multiply", "max_pool", "average_pool", "table", "requantize", "concatenate", "slice",
-    "pad", "upsample", "reshape", "permute",
+    "pad", "upsample", "reshape", "permute", "input_transform", "output_transform",
 ]  # fmt: skip
 
 # Operations that give integers as they get them, with the lengths that these have.
@@ -57,6 +57,7 @@ class Planned:
     kind: Kind
     nodes: tuple[fx.Node, ...]
     sources: tuple[str, ...]
+    tiles: Tiles | None = None  # of transforms
 
     @property
     def output(self) -> str:
@@ -82,7 +83,13 @@ class Plan:
     @property
     def coded(self) -> tuple[str, ...]:
         """The tensors that get lengths of their own, in order, the input first."""
-        return (self.input, *(operation.output for operation in self.operations if operation.kind not in CARRIED))
+        planned = [operation.output for operation in self.operations if operation.kind not in CARRIED]
+        return (self.input, *(name for name in planned if name not in self.products))
+
+    @property
+    def products(self) -> dict[str, Planned]:
+        """The products of Winograd convolutions, which stay 32-bit accumulators, and the output transform that reads each."""
+        return {each.sources[0]: each for each in self.operations if each.kind == "output_transform"}
 
     def by_output(self) -> dict[str, Planned]:
         return {operation.output: operation for operation in self.operations}
@@ -96,7 +103,9 @@ def make_plan(folded: ModelGraph) -> Plan:
 class _Planner:
     def __init__(self, folded: ModelGraph) -> None:
         _refuse_surface(folded)
-        self._graph = _with_own_parameters(_with_depthwise_norms(folded))
+        lowered, convolutions = lower_for_integers(folded)
+        self._graph = _with_own_parameters(_with_depthwise_norms(lowered))
+        self._transforms = _transforms_by_first_node(convolutions)
         self._shapes = infer_shapes(self._graph)
         (self._input,) = [node for node in self._graph.module.graph.nodes if node.op == "placeholder"]
         self._logits = logits_of(self._graph)
@@ -129,6 +138,8 @@ class _Planner:
 
     def _planned(self, node: fx.Node) -> Planned | None:
         """The operation that begins with `node`; None while a chain of functions goes on after it."""
+        if node.name in self._transforms:
+            return self._transform(node, *self._transforms[node.name])
         match node.target:
             case aten.conv2d.default:
                 self._want_parameters(node)
@@ -153,6 +164,13 @@ class _Planner:
                 return self._elementwise(node)
             case _:
                 raise _refusal(node, f"{node.target} isn't done in integers")
+
+    def _transform(self, first: fx.Node, kind: Kind, names: tuple[str, ...], tiles: Tiles) -> Planned:
+        """All nodes of one transform; behind that of the output, a clamp too."""
+        by_name = {node.name: node for node in self._graph.module.graph.nodes}
+        nodes = [by_name[name] for name in names]
+        planned = self._with_activation(kind, nodes[-1], first.all_input_nodes[:1])
+        return replace(planned, nodes=(*nodes[:-1], *planned.nodes), tiles=tiles)
 
     def _with_activation(self, kind: Kind, node: fx.Node, sources: list[fx.Node]) -> Planned:
         """Together with a clamp behind it that nobody else comes before."""
@@ -299,6 +317,14 @@ class _Planner:
             raise _refusal(node, "a linear layer over more than two dimensions isn't done in integers")
 
 
+def _transforms_by_first_node(convolutions: list[Tiles]) -> dict[str, tuple[Kind, tuple[str, ...], Tiles]]:
+    found: dict[str, tuple[Kind, tuple[str, ...], Tiles]] = {}
+    for tiles in convolutions:
+        found[tiles.before[0]] = "input_transform", tiles.before, tiles
+        found[tiles.after[0]] = "output_transform", tiles.after, tiles
+    return found
+
+
 def _with_depthwise_norms(graph: ModelGraph) -> ModelGraph:
     """A copy whose remaining batch norms are depthwise 1x1 convolutions: they scale and move each channel."""
     made = copy_graph(graph)
@@ -391,9 +417,6 @@ def _refuse_surface(graph: ModelGraph) -> None:
         for operand in node.all_input_nodes if node.target in _WITH_PARAMETERS else ():
             if operand.op == "get_attr" and parameter(graph, str(operand.target)).dtype != torch.float32:
                 raise _refusal(node, "its parameters aren't in single precision")
-    for node in graph.module.graph.nodes:
-        if node.target is winograd_conv2d:
-            raise _refusal(node, "Winograd convolutions aren't done in integers")
 
 
 def _refusal(node: fx.Node, reason: str) -> RecipeRefused:

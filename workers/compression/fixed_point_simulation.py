@@ -13,7 +13,15 @@ from torch import Tensor, fx
 from workers.compression.fixed_point_emission import input_lengths, pool_window
 from workers.compression.fixed_point_plan import CARRIED, Plan, Planned
 from workers.fixed_point.coding import Coding, along_channels, exp2
-from workers.fixed_point.network import Addition, AveragePool, Convolution, IntegerNetwork, Multiplication, Operation
+from workers.fixed_point.network import (
+    Addition,
+    AveragePool,
+    Convolution,
+    IntegerNetwork,
+    Multiplication,
+    Operation,
+    OutputTransform,
+)
 from workers.models.graph import ModelGraph, aten, copy_graph, set_parameter
 from workers.models.shapes import infer_shapes
 
@@ -68,6 +76,8 @@ class Simulation:
             self._by_name[given]: operand
             for given, operand in zip(planned.sources, self._operands(operation), strict=True)
         }
+        if isinstance(operation, OutputTransform):
+            known = self._read_by_transform(operation, planned, known)
         for node in old:
             if node is old[0] and isinstance(operation, Convolution):
                 known[node] = self._layer(node, operation, known)
@@ -97,9 +107,31 @@ class Simulation:
             given = node_of(node.args[0])
             known = {**known, given: self.call(aten.to.dtype, known[given], torch.float64)}
         result = self.copied(node, known)
-        if is_wide and self._network.values[operation.output].coding.bits == _AS_THEY_ARE:
+        if is_wide and operation.output == self._network.output:
             return self.call(aten.to.dtype, result, torch.float32)
         return result
+
+    def _read_by_transform(
+        self, operation: OutputTransform, planned: Planned, known: dict[fx.Node, fx.Node]
+    ) -> dict[fx.Node, fx.Node]:
+        """What an output transform reads: its products, its matrix, and the bias that its integers stand for."""
+        assert planned.tiles is not None
+        is_wide = max(operation.accumulator_bounds(self._bounds_of_products(operation))) >= EXACT
+        if planned.tiles.bias is not None:
+            bias = torch.tensor(operation.bias, dtype=torch.float64) * exp2(
+                -operation.lengths(self.coding(operation.source))
+            )
+            set_parameter(self.made, planned.tiles.bias, bias.to(torch.float64 if is_wide else torch.float32))
+        if not is_wide:
+            return known
+        nodes = [self._by_name[node.name] for node in planned.nodes]
+        stored = [operand for node in nodes for operand in node.all_input_nodes if operand.op == "get_attr"]
+        given = {**known, **{node: self.graph.get_attr(str(node.target)) for node in stored}}
+        return {node: self.call(aten.to.dtype, made, torch.float64) for node, made in given.items()}
+
+    def _bounds_of_products(self, operation: OutputTransform) -> list[int]:
+        layer = self._network.layer_behind(operation.source)
+        return [int(bound) for bound in layer.accumulator_bounds(self.coding(layer.source))]
 
     def set_parameters(self, node: fx.Node, operation: Convolution, kind: torch.dtype) -> None:
         """Give a layer the numbers that its integers stand for."""

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx
 
 from workers.compression.fixed_point_lengths import quantized_bias, quantized_weights
-from workers.compression.fixed_point_plan import Plan
+from workers.compression.fixed_point_plan import Plan, Planned
 from workers.compression.fixed_point_simulation import Simulation, grid_of, node_of
 from workers.fixed_point.coding import along_channels, exp2, highest, lowest
-from workers.fixed_point.network import Convolution, IntegerNetwork, Operation
+from workers.fixed_point.network import Convolution, IntegerNetwork, Operation, OutputTransform
 from workers.models.graph import ModelGraph, parameter
 
 _FLOAT_BITS = 25  # of a signed number that single precision holds exactly
@@ -89,28 +89,46 @@ class _Rounder:
 
 def retrained(plan: Plan, network: IntegerNetwork, train: Callable[[ModelGraph], ModelGraph]) -> IntegerNetwork:
     """`network` with the weights and biases that `train` leads to, on the same grids; all lengths are the same."""
+    planned = plan.by_output()
     pruned = {
-        planned.output: parameter(plan.graph, str(node_of(planned.main.args[1]).target)).detach() == 0
-        for planned in plan.operations
-        if planned.kind in ("convolution", "linear")
+        output: parameter(plan.graph, str(node_of(each.main.args[1]).target)).detach() == 0
+        for output, each in planned.items()
+        if each.kind in ("convolution", "linear")
     }
     learned = train(TrainingNetwork(plan, network).made)
-    nodes = {planned.output: planned.main for planned in plan.operations}
     operations: list[Operation] = []
     for operation in network.operations:
-        if not isinstance(operation, Convolution):
-            operations.append(operation)
-            continue
-        weight, bias = (
-            parameter(learned, str(node_of(node).target)).detach() for node in nodes[operation.output].args[1:3]
-        )
-        grid = grid_of(operation, network.values[operation.source].coding)
-        integers = quantized_weights(weight.reshape(operation.weight.shape), grid, operation.weight_bits)
-        operations.append(
-            replace(
-                operation,
-                weight=integers.masked_fill(pruned[operation.output].reshape(integers.shape), 0),
-                bias=quantized_bias(bias, operation.lengths, operation.bias_bits),
-            )
-        )
+        match operation:
+            case Convolution():
+                made = _learned_layer(learned, planned[operation.output], operation, network)
+                is_pruned = pruned[operation.output].reshape(made.weight.shape)
+                operations.append(replace(made, weight=made.weight.masked_fill(is_pruned, 0)))
+            case OutputTransform():
+                operations.append(_learned_transform(learned, planned[operation.output], operation, network))
+            case _:
+                operations.append(operation)
     return replace(network, operations=tuple(operations))
+
+
+def _learned_layer(
+    learned: ModelGraph, planned: Planned, operation: Convolution, network: IntegerNetwork
+) -> Convolution:
+    weight, bias = (parameter(learned, str(node_of(node).target)).detach() for node in planned.main.args[1:3])
+    grid = grid_of(operation, network.values[operation.source].coding)
+    return replace(
+        operation,
+        weight=quantized_weights(weight.reshape(operation.weight.shape), grid, operation.weight_bits),
+        bias=quantized_bias(bias, operation.lengths, operation.bias_bits),
+    )
+
+
+def _learned_transform(
+    learned: ModelGraph, planned: Planned, operation: OutputTransform, network: IntegerNetwork
+) -> OutputTransform:
+    assert planned.tiles is not None
+    if planned.tiles.bias is None:
+        return operation
+    bias = parameter(learned, planned.tiles.bias).detach()
+    lengths = operation.lengths(network.values[operation.source].coding)
+    integers = quantized_bias(bias, lengths, network.layer_behind(operation.source).bias_bits)
+    return replace(operation, bias=tuple(integers.tolist()))

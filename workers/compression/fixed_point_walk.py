@@ -8,10 +8,19 @@ import math
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from jobs.recipe import QuantizeFixedPoint
-from workers.compression.fixed_point_emission import Emission, evaluate, input_lengths, layer_of, pair, per_plane
+from workers.compression.fixed_point_emission import (
+    Emission,
+    evaluate,
+    input_lengths,
+    layer_of,
+    output_bias,
+    pair,
+    per_plane,
+)
 from workers.compression.fixed_point_lengths import (
     Lengths,
     align,
@@ -31,6 +40,7 @@ from workers.compression.fixed_point_rounding import (
 )
 from workers.compression.fixed_point_rules import Expression
 from workers.compression.fixed_point_simulation import dequantized_weight
+from workers.compression.fixed_point_winograd import excess_of_sums
 from workers.fixed_point.coding import Coding, highest, lowest
 from workers.fixed_point.network import Convolution, Operation
 from workers.fixed_point.run import run_operation
@@ -88,7 +98,7 @@ class Walk:
     ) -> None:
         """`precision` has bits of weights by layer; `alternatives` are more bits that every layer is quantized at, for its
         inputs as they are in this walk."""
-        self.emission = Emission(plan, codings)
+        self.emission = Emission(plan, codings, step.bias_bits)
         self.reports: list[FixedPointLayer] = []
         self.alternatives: dict[tuple[str, int], Convolution] = {}  # by output and bits; put away
         self._plan = plan
@@ -144,7 +154,7 @@ class Walk:
         lengths = lengths.lowered(excess_of_bias(lengths, bias, self._step.bias_bits, longest))
         while True:
             layer = self._convolution(planned, weight, bias, lengths, moments, bits)
-            excess = excess_of_accumulator(self._bounds(layer, is_logits=output is None), ACCUMULATOR_BITS)
+            excess = self._excess(planned, layer)
             if not bool(excess.any()):
                 return layer, lengths
             lengths = lengths.lowered(excess)
@@ -168,10 +178,18 @@ class Walk:
         quantized = dequantized_weight(layer, self.emission.coding(planned.sources[0]))
         return with_bias(corrected_bias(weight, bias, quantized, moments))
 
-    def _bounds(self, layer: Convolution, *, is_logits: bool) -> Tensor:
+    def _excess(self, planned: Planned, layer: Convolution) -> Tensor:
+        """By how many bits FL_b [K] is too fine for 32-bit accumulators."""
         bounds = layer.accumulator_bounds(self.emission.coding(layer.source))
-        # All logits get the length of the finest, by shifts to the left.
-        return bounds << -layer.out_shift if is_logits else bounds
+        if planned.output in self._plan.products:
+            after = self._plan.products[planned.output]
+            output = self.emission.codings[after.output].lengths_tensor()
+            bias = output_bias(self._plan, after)
+            excess = excess_of_sums(layer.lengths, bounds, bias, self._step.bias_bits, output)
+            return torch.maximum(excess, excess_of_accumulator(bounds, ACCUMULATOR_BITS))
+        if planned.output not in self.emission.codings:
+            bounds = bounds << -layer.out_shift  # all logits get the length of the finest, by shifts to the left
+        return excess_of_accumulator(bounds, ACCUMULATOR_BITS)
 
     def _lengths(self, planned: Planned, weight: Tensor, moments: InputMoments, bits: int) -> Lengths:
         step, groups = self._step, _geometry(planned.main, weight).groups

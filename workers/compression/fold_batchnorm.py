@@ -39,7 +39,7 @@ def _can_take(layer: fx.Node, ranks: dict[str, int]) -> bool:
     if layer.target is aten.linear.default and ranks.get(layer.name) != 2:
         return False
     weight = layer.args[1]
-    return isinstance(weight, fx.Node) and weight.op == "get_attr" and _readers(weight) == 1
+    return isinstance(weight, fx.Node) and weight.op == "get_attr" and readers(weight) == 1
 
 
 def _fold(graph: ModelGraph, layer: fx.Node, norm: fx.Node) -> None:
@@ -54,9 +54,9 @@ def _fold(graph: ModelGraph, layer: fx.Node, norm: fx.Node) -> None:
     shift = _or(_value(graph, beta), 0.0) + (_or(bias, 0.0) - mean_value.double()) * scale  # (K,)
 
     weight_name = str(layer.args[1].target) if isinstance(layer.args[1], fx.Node) else ""
-    set_parameter(graph, weight_name, (weight.double() * _per_output(scale, layer, weight)).to(weight.dtype))
+    set_parameter(graph, weight_name, (weight.double() * per_output(scale, layer, weight)).to(weight.dtype))
     old_bias = layer.args[_bias(layer)]
-    if isinstance(old_bias, fx.Node) and _readers(old_bias) == 1:
+    if isinstance(old_bias, fx.Node) and readers(old_bias) == 1:
         set_parameter(graph, str(old_bias.target), shift.to(weight.dtype))
     else:
         _give_bias(graph.module, layer, weight_name, shift.to(weight.dtype))
@@ -72,7 +72,7 @@ def _give_bias(module: fx.GraphModule, layer: fx.Node, weight_name: str, bias: T
         layer.update_arg(_bias(layer), module.graph.get_attr(bias_name))
 
 
-def _per_output(scale: Tensor, layer: fx.Node, weight: Tensor) -> Tensor:
+def per_output(scale: Tensor, layer: fx.Node, weight: Tensor) -> Tensor:
     """`scale` (K,) in a shape that multiplies each output channel's weights."""
     if layer.target is winograd_conv2d:
         return scale.reshape(1, -1, 1)  # weights [P, K, C/g]: the transform is linear
@@ -96,7 +96,7 @@ def _or(value: Tensor | None, default: float) -> Tensor | float:
     return default if value is None else value.double()
 
 
-def _readers(attribute: fx.Node) -> int:
+def readers(attribute: fx.Node) -> int:
     """How many nodes read a parameter, by whichever `get_attr`."""
     return sum(
         len(node.users) for node in attribute.graph.nodes if node.op == "get_attr" and node.target == attribute.target

@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from jobs.errors import RecipeRefused
 from jobs.recipe import QuantizeFixedPoint
 from workers.compression.finetune import OnProgress
-from workers.compression.fixed_point_codings import Calibration, Preparations, prepare
+from workers.compression.fixed_point_codings import Calibration, Preparations, in_quantizable_form, prepare
 from workers.compression.fixed_point_plan import make_plan
 from workers.compression.fixed_point_simulation import simulate
 from workers.compression.fixed_point_statistics import Observer, observed_while
 from workers.compression.fixed_point_training import retrained
 from workers.compression.fixed_point_walk import FixedPointLayer, Walk
-from workers.compression.fold_batchnorm import fold_batchnorm
 from workers.fixed_point.network import IntegerNetwork
 from workers.models.graph import ModelGraph
 
@@ -85,9 +85,15 @@ def quantize_fixed_point(
     if around.pretrain is None:
         prepared = around.preparations.of(graph, step, around.calibration)
     else:
-        observer = Observer(make_plan(fold_batchnorm(graph)).coded)
+        plan = make_plan(in_quantizable_form(graph, step))
+        if plan.products:
+            raise RecipeRefused(
+                "Distributions of transformed tiles can't be measured while a network of Winograd convolutions is trained.",
+                hint='Ask for "statistics": "calibration", and train in a step of its own.',
+            )
+        observer = Observer(plan.coded)
         learned_graph = observed_while(around.pretrain, graph, observer)
-        prepared = prepare(make_plan(fold_batchnorm(learned_graph)), step, around.calibration, observer)
+        prepared = prepare(make_plan(in_quantizable_form(learned_graph, step)), step, around.calibration, observer)
     plan = prepared.plan
     walk = Walk(plan, step, prepared.codings, prepared.batches, precision={**(precision or {}), **step.layer_bits})
     for number, planned in enumerate(plan.operations):

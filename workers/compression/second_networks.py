@@ -36,7 +36,7 @@ class SecondNetworks:
         self._first, *lower = bits
         on_progress(0.0, "Measuring distributions, choosing fractional lengths", {})
         prepared = (preparations or Preparations()).of(graph, quantization, calibration)
-        self._plan, self._codings = prepared.plan, prepared.codings
+        self._plan, self._codings, self._bias_bits = prepared.plan, prepared.codings, quantization.bias_bits
         whole = quantization.model_copy(update={"weight_bits": self._first})
         walk = Walk(self._plan, whole, self._codings, prepared.batches, precision=whole.layer_bits, alternatives=lower)
         for number, planned in enumerate(self._plan.operations):
@@ -49,7 +49,7 @@ class SecondNetworks:
 
     def network(self, precision: Mapping[str, int]) -> IntegerNetwork:
         """Layers named in `precision` have so many bits, the others the first ones."""
-        emission = Emission(self._plan, self._codings)
+        emission = Emission(self._plan, self._codings, self._bias_bits)
         for planned in self._plan.operations:
             if planned.kind in ("convolution", "linear"):
                 bits = precision.get(layer_of(planned.main), self._first)

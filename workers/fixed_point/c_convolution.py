@@ -7,21 +7,25 @@ A depthwise convolution has too little to sum up and runs over channels instead.
 """
 
 from workers.fixed_point.c_function import Rescaling, Scratch, Written, rescaling, wide_type
+from workers.fixed_point.c_patches import (
+    PIXELS_AT_ONCE,
+    block_size,
+    dots,
+    fill_patch,
+    patch_type,
+    places,
+    window_of,
+    zero_tail,
+)
 from workers.fixed_point.c_types import (
-    INT16,
     CType,
     by_channel,
     code,
-    indented,
     type_of,
     words_in_comment,
 )
 from workers.fixed_point.c_weights import StoredWeights, store_weights
 from workers.fixed_point.network import Convolution, Value
-
-LEAST_PATCH_BYTES = 8192  # a block of pixels gets that much, or more where the rest of the network leaves more
-_MOST_PIXELS = 64  # of a block: unpacking a filter is cheap by then, and caches are small
-_PIXELS_AT_ONCE = 4
 
 
 def is_depthwise(operation: Convolution) -> bool:
@@ -80,62 +84,6 @@ for (int32_t block = 0; block < $PIXELS; block += $BLOCK) {
 $GROUPS_END
 """
 
-_FILL = """\
-for (int32_t r = 0; r < $R; r++) {
-    const int32_t y = $Y;
-    $WHOLE_ROW
-    $SINGLY
-}
-"""
-
-_SINGLY = """\
-for (int32_t s = 0; s < $S; s++) {
-    const int32_t x = $X;
-    $COPY
-    patch += $CG;
-}
-"""
-
-_WHOLE_ROW = """\
-const $SOURCE_TYPE *seen = source + (y * $W + $X0) * $C;
-for (int32_t c = 0; c < $COUNT; c++) {
-    patch[c] = $CASTseen[c];
-}
-patch += $COUNT;
-"""
-
-_COPY = """\
-const $SOURCE_TYPE *seen = source + (y * $W + x) * $PIXEL_STRIDE$GROUP_OFFSET;
-for (int32_t c = 0; c < $CG; c++) {
-    patch[c] = $CASTseen[$INDEX];
-}
-"""
-
-_COPY_OR_ZERO = """\
-if ($INSIDE) {
-    $COPY
-} else {
-    for (int32_t c = 0; c < $CG; c++) {
-        patch[c] = 0;
-    }
-}
-"""
-
-_DOTS = """\
-/* Products of a filter and of $PIXELS patches, $LENGTH numbers each, added up. */
-static void $NAME(
-    const $ROW *restrict filter,
-    const $PATCH *restrict patches,
-    $ACCUMULATOR *restrict sums)
-{
-    $DECLARE
-    for (int32_t i = 0; i < $LENGTH; i++) {
-        $ADD
-    }
-    $STORE
-}
-"""
-
 
 def _general(
     operation: Convolution,
@@ -149,31 +97,30 @@ def _general(
     filters, _, rows, columns = operation.weight.shape
     pixels = output.shape[1] * output.shape[2]
     weights = store_weights(operation, is_depthwise=False)
-    source_type = type_of(source.coding)
-    patch_type = INT16 if INT16.holds(source.coding.lowest, source.coding.highest) else source_type
+    patch = patch_type(source)
     # One pixel would use an unpacked filter only once.
     unpacks = pixels > 1 or not weights.is_plain
     length = rows * columns * operation.weight.shape[1]
     stride = weights.row_length if unpacks else length
-    block = _block(pixels, stride * patch_type.size_bytes, patch_bytes)
-    at_once = min(_PIXELS_AT_ONCE, block)
+    block = block_size(pixels, stride * patch.size_bytes, patch_bytes)
+    at_once = min(PIXELS_AT_ONCE, block)
     row_type = weights.row_type if unpacks else weights.constants[0].type
-    dots_name, dots = _dots(at_once, stride, row_type, patch_type, accumulator, operation, source)
+    dots_name, dots_text = dots(at_once, stride, row_type, patch, accumulator, operation, source)
     bias, bias_constants = by_channel("bias", operation.bias.tolist(), "Biases")
     is_grouped = operation.groups > 1
     per_group = filters // operation.groups
     body = code(
         _GENERAL,
-        TAIL=_zero_tail(length, stride) if unpacks else "",
+        TAIL=zero_tail(length, stride) if unpacks else "",
         GROUPS_BEGIN=f"for (int32_t group = 0; group < {operation.groups}; group++) {{" if is_grouped else "",
         GROUPS_END="}" if is_grouped else "",
         PIXELS=pixels,
         BLOCK=block,
         LAST_BLOCK=pixels - block,
         Q=output.shape[2],
-        PATCH_TYPE=patch_type.name,
+        PATCH_TYPE=patch.name,
         STRIDE=stride,
-        FILL=_fill(operation, source, source_type, patch_type, is_planar),
+        FILL=fill_patch(window_of(operation), source, patch, is_planar=is_planar),
         FIRST_CHANNEL=f"group * {per_group}" if is_grouped else 0,
         LAST_CHANNEL=f"(group + 1) * {per_group}" if is_grouped else filters,
         UNPACK="const int32_t filter_number = channel;\n" + weights.unpack if unpacks else "",
@@ -185,7 +132,7 @@ def _general(
         K=filters,
         RESULT=scale.of("sums[i]" if bias == "0" else f"{bias} + sums[i]"),
     )
-    scratch = [Scratch("patches", patch_type, block * stride)]
+    scratch = [Scratch("patches", patch, block * stride)]
     if unpacks:
         scratch.append(Scratch("filter", row_type, stride))
     title, purpose = _described(operation, source, output, weights)
@@ -197,129 +144,8 @@ def _general(
         sources=(("source", operation.source),),
         constants=(*weights.constants, *bias_constants, *scale.constants),
         scratch=tuple(scratch),
-        helpers=(dots,),
+        helpers=(dots_text,),
     )
-
-
-def _block(pixels: int, pixel_bytes: int, patch_bytes: int) -> int:
-    """How many pixels share an unpacked filter: what memory allows, evenly spread over the blocks."""
-    most = max(_PIXELS_AT_ONCE, min(_MOST_PIXELS, patch_bytes // pixel_bytes) // _PIXELS_AT_ONCE * _PIXELS_AT_ONCE)
-    if pixels <= most:
-        return pixels
-    even = -(-pixels // -(-pixels // most))
-    return -(-even // _PIXELS_AT_ONCE) * _PIXELS_AT_ONCE
-
-
-_ZERO_TAIL = """\
-/* Filters end in zeros, which make their length a multiple of 8. */
-for (int32_t i = $LENGTH; i < $STRIDE; i++) {
-    filter[i] = 0;
-}
-"""
-
-
-def _zero_tail(length: int, stride: int) -> str:
-    return code(_ZERO_TAIL, LENGTH=length, STRIDE=stride) if length < stride else ""
-
-
-def _fill(operation: Convolution, source: Value, source_type: CType, patch_type: CType, is_planar: bool) -> str:
-    """C code that copies what the filters see at (`row`, `column`) to `patch`."""
-    _, group_channels, rows, columns = operation.weight.shape
-    channels, height, width = source.shape
-    y, x = _positions(operation)
-    # Unsigned numbers of less than 16 bits fit, which compilers can't know.
-    cast = "" if patch_type == source_type or source_type.bits < 16 else f"({patch_type.name})"
-    inside_row = f"y >= 0 && y < {height}" if operation.padding[0] else ""
-    inside_column = f"x >= 0 && x < {width}" if operation.padding[1] else ""
-    copy = code(
-        _COPY,
-        SOURCE_TYPE=source_type.name,
-        W=width,
-        PIXEL_STRIDE=1 if is_planar else channels,
-        GROUP_OFFSET=_group_offset(operation, height * width if is_planar else 1),
-        CG=group_channels,
-        CAST=cast,
-        INDEX=f"c * {height * width}" if is_planar else "c",
-    )
-    inside = " && ".join(text for text in (inside_row, inside_column) if text)
-    if inside:
-        copy = code(_COPY_OR_ZERO, INSIDE=inside, COPY=copy, CG=group_channels)
-    singly, whole_row = code(_SINGLY, S=columns, X=x, COPY=copy, CG=group_channels), ""
-    if columns > 1 and operation.groups == 1 and operation.dilation[1] == 1 and not is_planar:
-        x0 = _position("column", operation.stride[1], operation.padding[1], "")
-        whole_row = code(
-            _WHOLE_ROW,
-            SOURCE_TYPE=source_type.name,
-            W=width,
-            X0=x0,
-            C=channels,
-            CAST=cast,
-            COUNT=columns * channels,
-        )
-        if inside:
-            fits = f"{x0} >= 0 && {x0} + {columns} <= {width}" if operation.padding[1] else ""
-            inside_whole = " && ".join(text for text in (inside_row, fits) if text)
-            whole_row = f"if ({inside_whole}) {{\n{whole_row}continue;\n}}\n"
-        else:
-            singly = ""  # nothing lies outside
-    return code(_FILL, R=rows, Y=y, WHOLE_ROW=whole_row, SINGLY=singly)
-
-
-def _positions(operation: Convolution) -> tuple[str, str]:
-    """C expressions of the row and the column of the image that tap (r, s) of the output at (`row`, `column`) reads."""
-    y, x = (
-        _position(name, stride, padding, f"{tap} * {dilation}" if dilation > 1 else tap)
-        for name, stride, padding, tap, dilation in zip(
-            ("row", "column"), operation.stride, operation.padding, "rs", operation.dilation, strict=True
-        )
-    )
-    return y, x
-
-
-def _position(name: str, stride: int, padding: int, tap: str) -> str:
-    text = name if stride == 1 else f"{name} * {stride}"
-    text += f" - {padding}" if padding else ""
-    text += f" + {tap}" if tap else ""
-    return text if text == name else f"({text})"
-
-
-def _group_offset(operation: Convolution, channel_stride: int) -> str:
-    return f" + group * {operation.weight.shape[1] * channel_stride}" if operation.groups > 1 else ""
-
-
-def _dots(
-    pixels: int,
-    length: int,
-    row: CType,
-    patch: CType,
-    accumulator: CType,
-    operation: Convolution,
-    source: Value,
-) -> tuple[str, str]:
-    """The name and text of the function that multiplies one filter with some patches."""
-    largest = int(operation.aligned_weight.abs().max()) * max(abs(source.coding.lowest), source.coding.highest)
-    product = wide_type(largest)
-    name = f"dots_{pixels}x{length}_{row.name}_{patch.name}_{accumulator.bits}".replace("_t_", "_")
-    if product != accumulator:
-        name += f"_{product.bits}"
-    declare = [f"const {patch.name} *const x{i} = patches + {i * length};" for i in range(pixels)]
-    declare += [f"{accumulator.name} sum{i} = 0;" for i in range(pixels)]
-    add = [f"sum{i} += ({product.name})filter[i] * x{i}[i];" for i in range(pixels)]
-    store = [f"sums[{i}] = sum{i};" for i in range(pixels)]
-    text = code(
-        _DOTS,
-        PIXELS=pixels,
-        LENGTH=length,
-        NAME=name,
-        ROW=row.name,
-        PATCH=patch.name,
-        ACCUMULATOR=accumulator.name,
-        DECLARE="\n".join(declare),
-        ADD="\n".join(add),
-        STORE="\n".join(store),
-    )
-    head, brace, rest = text.partition("{\n")
-    return name, head + indented(brace + rest)
 
 
 # ---- Depthwise ------------------------------------------------------------------------------------------------------
@@ -361,7 +187,7 @@ def _depthwise(
     source_type = type_of(source.coding)
     largest = int(operation.aligned_weight.abs().max()) * max(abs(source.coding.lowest), source.coding.highest)
     bias, bias_constants = by_channel("bias", operation.bias.tolist(), "Biases")
-    y, x = _positions(operation)
+    y, x = places(window_of(operation))
     body = code(
         _DEPTHWISE,
         UNPACK="" if weights.is_plain else "const int32_t filter_number = 0;\n" + weights.unpack,

@@ -53,8 +53,11 @@ def rescaling(
     *,
     largest: Sequence[int],
     output: CType,
+    prefix: str = "",
 ) -> Rescaling:
     """How accumulators become numbers of type `output`; `largest` bounds them by channel, with the half that rounds.
+
+    A function that rescales several times tells the arrays apart by what their names begin with.
 
     Raises:
         ValueError: if 64 bits don't suffice, or if the range isn't within the output's type.
@@ -63,7 +66,9 @@ def rescaling(
         raise ValueError(f"the range from {min(low)} to {max(high)} isn't within {output.name}")
     bound = max(_bound(*pair) for pair in zip(out_shift, largest, strict=True))
     wide = wide_type(max(bound, max(high), -min(low)))
-    shift, constants = by_channel("out_shift", out_shift, "By how many bits each channel's accumulators are shifted")
+    shift, constants = by_channel(
+        f"{prefix}out_shift", out_shift, "By how many bits each channel's accumulators are shifted"
+    )
     bits = wide.bits
     if constants:
         shifted = f"round_shift{bits}(@, {shift})" if min(out_shift) >= 0 else f"rescale{bits}(@, {shift})"
@@ -72,8 +77,8 @@ def rescaling(
     else:
         number = abs(out_shift[0])
         shifted = f"round_shift{bits}(@, {number})" if out_shift[0] > 0 else f"shift_left{bits}(@, {number})"
-    low_text, low_constants = by_channel("low", low, "The lowest number of each channel")
-    high_text, high_constants = by_channel("high", high, "The highest number of each channel")
+    low_text, low_constants = by_channel(f"{prefix}low", low, "The lowest number of each channel")
+    high_text, high_constants = by_channel(f"{prefix}high", high, "The highest number of each channel")
     return Rescaling(wide, shifted, low_text, high_text, output, (*constants, *low_constants, *high_constants))
 
 

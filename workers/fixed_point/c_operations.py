@@ -16,7 +16,6 @@ from workers.fixed_point.network import (
     MaxPool,
     Multiplication,
     NearestUpsample,
-    Operation,
     Padding,
     Permutation,
     Requantization,
@@ -45,7 +44,7 @@ OtherOperation = (
 _MOVES = (MaxPool, Concatenation, Slice, Padding, NearestUpsample, Reshape, Permutation)
 
 
-def is_alias(operation: Operation, network: IntegerNetwork) -> bool:
+def is_alias(operation: object, network: IntegerNetwork) -> bool:
     """Whether an operation's output is its source's memory under another shape."""
     if not isinstance(operation, Reshape):
         return False

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from workers.fixed_point.coding import Coding
+from workers.fixed_point.tiles import input_terms
 
 Shape = tuple[int, int, int]
 
@@ -98,6 +99,58 @@ class Convolution(_OfOne):
             self.out_shift > 0, torch.ones_like(self.out_shift) << (self.out_shift.clamp(min=1) - 1), 0
         )
         return per_output + rounding
+
+
+@dataclass(frozen=True)
+class InputTransform(_OfOne):
+    """Tiles of an image in the Winograd domain of F(2x2, 3x3), at P kept positions: what a convolution of P groups then multiplies.
+
+        v[p * C + c, i, j] = clamp((sum of sign * x[c, 2i + r - top, 2j + s - left] + half) >> out_shift[p * C + c], low, high)
+
+    over the terms (r, s, sign) that `tiles.input_terms` has for the p-th position; outside the image x is zero.
+    """
+
+    positions: tuple[int, ...]  # ascending, of 0 to 15
+    padding: tuple[int, int]  # top and left; below and to the right what the tiles reach over
+    out_shift: tuple[int, ...]  # by channel of the output, P * C
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+
+    def accumulator_bounds(self, source: Coding) -> list[int]:
+        """The largest absolute value that the sum of each channel can reach, with the half that rounds."""
+        channels = len(self.out_shift) // len(self.positions)
+        terms = [len(input_terms(position)) for position in self.positions for _ in range(channels)]
+        return [with_half(count * source.largest, shift) for count, shift in zip(terms, self.out_shift, strict=True)]
+
+
+@dataclass(frozen=True)
+class OutputTransform(_OfOne):
+    """Outputs from the products at P positions, of K filters each: the end of a Winograd convolution.
+
+        acc[k, 2i + r, 2j + s] = bias[k] + sum of sign * (m[p * K + k, i, j] << left[p * K + k])
+        y[k]                   = clamp((acc[k] + half) >> out_shift[k], low[k], high[k])
+
+    over all positions p with terms (r, s, sign) of `tiles.output_terms`. What tiles have beyond the output is left out.
+    """
+
+    positions: tuple[int, ...]  # ascending, of 0 to 15
+    bias: tuple[int, ...]  # [K]
+    left: tuple[int, ...]  # [P * K], none negative
+    out_shift: tuple[int, ...]  # [K]
+    low: tuple[int, ...]
+    high: tuple[int, ...]
+
+    def lengths(self, products: Coding) -> Tensor:
+        """The length of each filter's sums, int64 [K]: that of its finest products."""
+        return products.lengths_tensor().reshape(len(self.positions), -1).amax(0)
+
+    def accumulator_bounds(self, products: list[int]) -> list[int]:
+        """The largest absolute value that any sum of each filter can reach, where products [P * K] are no larger than these."""
+        filters = len(self.bias)
+        sums = [with_half(abs(bias), shift) for bias, shift in zip(self.bias, self.out_shift, strict=True)]
+        for number, (product, left) in enumerate(zip(products, self.left, strict=True)):
+            sums[number % filters] += product << left
+        return sums
 
 
 @dataclass(frozen=True)
@@ -224,6 +277,8 @@ class Permutation(_OfOne):
 
 Operation = (
     Convolution
+    | InputTransform
+    | OutputTransform
     | Addition
     | Multiplication
     | MaxPool
@@ -251,6 +306,10 @@ class IntegerNetwork:
     @property
     def convolutions(self) -> tuple[Convolution, ...]:
         return tuple(operation for operation in self.operations if isinstance(operation, Convolution))
+
+    def layer_behind(self, value: str) -> Convolution:
+        """The convolution that makes this tensor."""
+        return next(layer for layer in self.convolutions if layer.output == value)
 
 
 def _bits_of(value: int) -> int:

@@ -8,6 +8,7 @@ Three ways, the first that can be had:
 * All else is a float convolution of whole numbers, which is exact while sums are less than 2**24; larger ones are made in parts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional
 
-from workers.fixed_point.coding import exp2
+from workers.fixed_point.coding import Coding, exp2
 from workers.fixed_point.network import Convolution, Value
 from workers.fixed_point.qdq_tensors import (
     BYTE_BITS,
@@ -24,6 +25,7 @@ from workers.fixed_point.qdq_tensors import (
     Form,
     Held,
     QdqTensors,
+    Rounded,
     Rounding,
     is_bytes,
     off_ties_of,
@@ -65,12 +67,13 @@ def write_convolution(tensors: QdqTensors, operation: Convolution) -> WrittenCon
     elif bound < 2**FLOAT_BITS and _is_raw(operation, output, bound):
         held = _float_scores(tensors, operation)
     elif bound < 2**FLOAT_BITS:
-        held = _float_convolution(tensors, operation, bound)
+        held = float_convolution(tensors, operation, bound)
     else:
         held = _wide_convolution(tensors, operation)
     tensors.held[operation.output] = held
-    needs_vnni = is_integer and _two_products(operation, source) > DOT_BOUND
-    return WrittenConvolution(operation.layer, is_integer, is_exact, needs_vnni)
+    return WrittenConvolution(
+        operation.layer, is_integer, is_exact, is_integer and saturates_16_bits(operation, source)
+    )
 
 
 def partial_sums(operation: Convolution, source: Value) -> Tensor:
@@ -135,6 +138,32 @@ def byte_convolution(tensors: QdqTensors, name: str, zero: int, operation: Convo
     return _unfolded(tensors, operation, held)
 
 
+def depthwise(
+    operation: Rounded,
+    rounding: Rounding,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Convolution:
+    """A depthwise convolution with weights [C, 1, R, S] that stands for another operation."""
+    channels = len(weight)
+    nothing = torch.zeros(channels, dtype=torch.int64)
+    return Convolution(
+        layer="", source=operation.sources[0], output=operation.output, weight=weight, weight_bits=BYTE_BITS,
+        shifts=nothing[:, None], bias=bias, bias_bits=32, lengths=nothing, out_shift=rounding.out_shift, low=rounding.low,
+        high=rounding.high, stride=stride, padding=padding, dilation=dilation, groups=channels,
+    )  # fmt: skip
+
+
+def fits_bytes(made: Convolution, source: Value, output: Value) -> bool:
+    """Whether a convolution can be computed in bytes, and rounds as the network does."""
+    is_narrow = is_bytes(source) and is_bytes(output) and made.stored_bits <= BYTE_BITS
+    return is_narrow and rounds_half_up(made, source, output)
+
+
 def rounds_half_up(operation: Convolution, source: Value, output: Value) -> bool:
     """Whether the requantization of bytes rounds as the network does, whatever the image."""
     zero, _ = _bias_for(operation, zero_of(output))
@@ -172,11 +201,11 @@ def _unfolded(tensors: QdqTensors, operation: Convolution, held: Held) -> Held:
     return replace(held, name=tensors.reshaped(turned, (-1, len(operation.weight))), rows=True)
 
 
-def _two_products(operation: Convolution, source: Value) -> int:
-    """The largest sum of two products that any image can have."""
+def saturates_16_bits(operation: Convolution, source: Value) -> bool:
+    """Whether the sum of two products can be more than the 16 bits that it has on x86 processors without VNNI."""
     pairs = operation.aligned_weight.abs().flatten(1).topk(min(2, operation.weight[0].numel())).values.sum(1)
     # Signed integers have 128 added while they are multiplied.
-    return int(pairs.max()) * (source.coding.highest + zero_of(source))
+    return int(pairs.max()) * (source.coding.highest + zero_of(source)) > DOT_BOUND
 
 
 # ---- Logits ---------------------------------------------------------------------------------------------------------
@@ -209,19 +238,21 @@ def _integer_scores(tensors: QdqTensors, operation: Convolution) -> Held:
 # ---- In floats ------------------------------------------------------------------------------------------------------
 
 
-def _float_convolution(tensors: QdqTensors, operation: Convolution, bound: int) -> Held:
-    """One float convolution. Weights and bias carry the shift, and the bias what keeps sums off ties.
+def float_convolution(tensors: QdqTensors, operation: Convolution, bound: int, floats: str | None = None) -> Held:
+    """One float convolution, of what the operation reads or of `floats` in its place, with sums of at most `bound`.
 
-    Sums of 23 or 24 bits have no room for that, but for the half that makes rounding down of rounding half up.
+    Weights and bias carry the shift, and the bias what keeps sums off ties. Sums of 23 or 24 bits have no room for that, but for
+    the half that makes rounding down of rounding half up.
     """
     scale = exp2(-operation.out_shift)
     weight = float_weight(tensors, operation, scale)
     output, rounding = tensors.values[operation.output], Rounding.of(operation)
     if bound < UNTIED:
-        numbers = _float_sums(tensors, operation, weight, operation.bias * scale + off_ties_of(operation.out_shift))
+        bias = operation.bias * scale + off_ties_of(operation.out_shift)
+        numbers = _float_sums(tensors, operation, weight, bias, floats)
     else:
         bias = operation.bias * scale + torch.where(operation.out_shift > 0, 0.5, 0.0)
-        numbers = tensors.add("Floor", [_float_sums(tensors, operation, weight, bias)], stem="f")
+        numbers = tensors.add("Floor", [_float_sums(tensors, operation, weight, bias, floats)], stem="f")
     return tensors.rounded(numbers, torch.float32, output, rounding)
 
 
@@ -235,25 +266,41 @@ def _float_scores(tensors: QdqTensors, operation: Convolution) -> Held:
 
 
 def _wide_convolution(tensors: QdqTensors, operation: Convolution) -> Held:
-    """Sums of so many bits that float32 can't hold them: of parts of the integers, put together in float64."""
-    source = tensors.values[operation.source]
-    digits = _digits_of(tensors, source)
-    total = tensors.onnx.constant(operation.bias.double().reshape(1, -1, 1, 1))
+    """Sums of so many bits that float32 can't hold them."""
+    floats = tensors.unquantized(tensors.image(operation.source))
+
+    def sums_of(part: Convolution, weight: str, digits: str) -> str:
+        return _float_sums(tensors, part, weight, None, digits)
+
+    sums = wide_sums(tensors, operation, floats, sums_of)
+    bias = tensors.onnx.constant(operation.bias.double().reshape(1, -1, 1, 1))
+    total = tensors.add("Add", [sums, bias], stem="a")
+    return tensors.finished(total, torch.float64, tensors.values[operation.output], Rounding.of(operation))
+
+
+def wide_sums(
+    tensors: QdqTensors, operation: Convolution, floats: str, sums_of: Callable[[Convolution, str, str], str]
+) -> str:
+    """Sums without the bias, in float64, of whole numbers called `floats`: put together from sums that float32 holds.
+
+    `sums_of` adds what multiplies the numbers of some digits by the weights of a part: `sums_of(part, weights, digits)`.
+    """
+    digits = _digits_of(tensors, floats, tensors.values[operation.source].coding)
+    total = None
     for weight_place, part in _weight_parts(operation, max(bound for _, _, bound in digits)):
         weight = float_weight(tensors, part, torch.ones(len(part.weight)))
-        for place, floats, _ in digits:
-            sums = _float_sums(tensors, part, weight, None, floats)
-            doubles = tensors.add("Cast", [sums], stem="k", to=TensorProto.DOUBLE)
+        for place, name, _ in digits:
+            doubles = tensors.add("Cast", [sums_of(part, weight, name)], stem="k", to=TensorProto.DOUBLE)
             factor = tensors.onnx.constant(2.0 ** (weight_place + place), torch.float64)
-            total = tensors.add("Add", [total, tensors.add("Mul", [doubles, factor], stem="m")], stem="a")
-    output = tensors.values[operation.output]
-    return tensors.finished(total, torch.float64, output, Rounding.of(operation))
+            term = tensors.add("Mul", [doubles, factor], stem="m")
+            total = term if total is None else tensors.add("Add", [total, term], stem="a")
+    assert total is not None
+    return total
 
 
-def _digits_of(tensors: QdqTensors, value: Value) -> list[tuple[int, str, int]]:
-    """Parts of 8 bits of a tensor: the power of two of each, its name, and the largest absolute value that it can have."""
-    rest, digits, place = tensors.unquantized(tensors.image(value.name)), [], 0
-    largest = max(abs(value.coding.lowest), value.coding.highest)
+def _digits_of(tensors: QdqTensors, rest: str, coding: Coding) -> list[tuple[int, str, int]]:
+    """Parts of 8 bits of whole numbers: the power of two of each, its name, and the largest absolute value that it can have."""
+    digits, place, largest = [], 0, coding.largest
     while largest >= 2**BYTE_BITS:
         upper = tensors.add(
             "Floor", [tensors.multiplied(rest, torch.tensor([2.0**-BYTE_BITS]), torch.float32)], stem="f"

@@ -10,7 +10,6 @@ from typing import assert_never
 
 import torch
 from onnx import TensorProto
-from torch import Tensor
 
 from workers.fixed_point.coding import exp2
 from workers.fixed_point.network import (
@@ -18,10 +17,12 @@ from workers.fixed_point.network import (
     AveragePool,
     Concatenation,
     Convolution,
+    InputTransform,
     MaxPool,
     Multiplication,
     NearestUpsample,
     Operation,
+    OutputTransform,
     Padding,
     Permutation,
     Requantization,
@@ -30,25 +31,26 @@ from workers.fixed_point.network import (
     Table,
     Value,
 )
-from workers.fixed_point.qdq_convolutions import byte_convolution, rounds_half_up
+from workers.fixed_point.qdq_convolutions import byte_convolution, depthwise, fits_bytes
 from workers.fixed_point.qdq_tensors import (
-    BYTE_BITS,
     FLOAT_BITS,
     UNTIED,
     Form,
     Held,
     QdqTensors,
-    Rounded,
     Rounding,
     is_bytes,
     zero_of,
 )
+from workers.fixed_point.qdq_winograd import write_input_transform
 
 
 def write_operation(tensors: QdqTensors, operation: Operation) -> Held:
     """Write one operation that is no convolution, and return what it makes."""
     output = tensors.values[operation.output]
     match operation:
+        case InputTransform():
+            return write_input_transform(tensors, operation, output)
         case Addition():
             return _addition(tensors, operation, output)
         case Multiplication():
@@ -76,39 +78,13 @@ def write_operation(tensors: QdqTensors, operation: Operation) -> Held:
             image = tensors.image(operation.source)
             order = [0, *(place + 1 for place in operation.order)]
             return replace(image, name=tensors.add("Transpose", [image.name], stem="t", perm=order))
-        case Convolution():
-            raise AssertionError("convolutions have a module of their own")
+        case Convolution() | OutputTransform():
+            raise AssertionError("convolutions have modules of their own")
         case _:
             assert_never(operation)
 
 
 # ---- Arithmetic -----------------------------------------------------------------------------------------------------
-
-
-def _depthwise(
-    operation: Rounded,
-    rounding: Rounding,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    stride: tuple[int, int] = (1, 1),
-    padding: tuple[int, int] = (0, 0),
-    dilation: tuple[int, int] = (1, 1),
-) -> Convolution:
-    """A depthwise convolution with weights [C, 1, R, S] that stands for another operation."""
-    channels = len(weight)
-    nothing = torch.zeros(channels, dtype=torch.int64)
-    return Convolution(
-        layer="", source=operation.sources[0], output=operation.output, weight=weight, weight_bits=BYTE_BITS,
-        shifts=nothing[:, None], bias=bias, bias_bits=32, lengths=nothing, out_shift=rounding.out_shift, low=rounding.low,
-        high=rounding.high, stride=stride, padding=padding, dilation=dilation, groups=channels,
-    )  # fmt: skip
-
-
-def _fits_bytes(made: Convolution, source: Value, output: Value) -> bool:
-    """Whether a convolution can be computed in bytes, and rounds as the network does."""
-    is_narrow = is_bytes(source) and is_bytes(output) and made.stored_bits <= BYTE_BITS
-    return is_narrow and rounds_half_up(made, source, output)
 
 
 def _addition(tensors: QdqTensors, operation: Addition, output: Value) -> Held:
@@ -125,7 +101,7 @@ def _addition(tensors: QdqTensors, operation: Addition, output: Value) -> Held:
             return _uniform_addition(tensors, operation, output, images)
         made = _sum_of_bytes(operation, sources, [image.zero for image in images], output.shape[1])
         as_stored = replace(sources[0], coding=replace(sources[0].coding, bits=8, signed=False))
-        if _fits_bytes(made, as_stored, output):
+        if fits_bytes(made, as_stored, output):
             pair = tensors.add("Concat", [image.name for image in images], stem="h", axis=2)
             return byte_convolution(tensors, pair, 0, made, output)
     operands, kind = _operands(tensors, operation)
@@ -174,7 +150,7 @@ def _sum_of_bytes(operation: Addition, sources: list[Value], zeros: list[int], h
         shifts.append(left_over)
     rounding = replace(Rounding.of(operation), out_shift=torch.tensor(shifts))
     weight = torch.tensor(weights).reshape(-1, 1, 2, 1)
-    return _depthwise(operation, rounding, weight, torch.tensor(biases), dilation=(height, 1))
+    return depthwise(operation, rounding, weight, torch.tensor(biases), dilation=(height, 1))
 
 
 def _constant_part(fine: Value, amount: int, shift: int) -> int | None:
@@ -208,10 +184,10 @@ def _average_pool(tensors: QdqTensors, operation: AveragePool, output: Value) ->
     else:
         weight = torch.full((channels, 1, *operation.kernel), operation.multiplier)
         zeros = torch.zeros(channels, dtype=torch.int64)
-        made = _depthwise(
+        made = depthwise(
             operation, Rounding.of(operation), weight, zeros, stride=operation.stride, padding=operation.padding
         )
-        if _fits_bytes(made, source, output):
+        if fits_bytes(made, source, output):
             return byte_convolution(tensors, image.name, image.zero, made, output)
         sums = _window_sums(tensors, operation, tensors.unquantized(image), channels)
     bound = largest * operation.multiplier
@@ -230,8 +206,8 @@ def _requantization(tensors: QdqTensors, operation: Requantization, output: Valu
     source, image = tensors.values[operation.source], tensors.image(operation.source)
     channels = source.shape[0]
     ones, zeros = torch.ones(channels, 1, 1, 1, dtype=torch.int64), torch.zeros(channels, dtype=torch.int64)
-    made = _depthwise(operation, Rounding.of(operation), ones, zeros)
-    if _fits_bytes(made, source, output):
+    made = depthwise(operation, Rounding.of(operation), ones, zeros)
+    if fits_bytes(made, source, output):
         return byte_convolution(tensors, image.name, image.zero, made, output)
     return tensors.requantized(tensors.floats(image), output, Rounding.of(operation), bound=source.coding.largest)
 

@@ -21,7 +21,16 @@ from onnx import TensorProto
 from torch import Tensor
 
 from workers.fixed_point.coding import exp2
-from workers.fixed_point.network import Addition, AveragePool, Convolution, Multiplication, Requantization, Value
+from workers.fixed_point.network import (
+    Addition,
+    AveragePool,
+    Convolution,
+    InputTransform,
+    Multiplication,
+    OutputTransform,
+    Requantization,
+    Value,
+)
 from workers.models.onnx_emitter import OnnxEmitter
 
 BYTE_BITS = 8
@@ -29,7 +38,7 @@ FLOAT_BITS = 24  # float32 holds every integer of so many bits
 SIGNED_ZERO = 128  # the byte that stands for 0 of signed integers
 UNTIED = 2**22  # below it, float32 has two bits to spare for what keeps an accumulator off a tie
 
-Rounded = Convolution | Addition | Multiplication | AveragePool | Requantization
+Rounded = Convolution | InputTransform | OutputTransform | Addition | Multiplication | AveragePool | Requantization
 
 
 class Form(Enum):
@@ -143,10 +152,7 @@ class QdqTensors:
     def rounded(self, numbers: str, kind: torch.dtype, value: Value, rounding: Rounding) -> Held:
         """Numbers [N, C, H, W], none of them a tie, rounded and clamped, in the form that `value` has."""
         if is_bytes(value):
-            if kind == torch.float64:
-                numbers = self.add("Cast", [self.add("Round", [numbers], stem="r")], stem="k", to=TensorProto.FLOAT)
-            zero = zero_of(value)
-            return self.clamped_bytes(self.quantized(numbers, zero, value.name), zero, rounding)
+            return self.clamped_bytes(self.nearest_bytes(numbers, kind, value), zero_of(value), rounding)
         whole = self.add("Round", [numbers], stem="r")
         for operator, ends in (("Max", rounding.low), ("Min", rounding.high)):
             whole = self.add(operator, [whole, self.per_channel(ends, kind)], stem="c")
@@ -156,6 +162,12 @@ class QdqTensors:
         if kind == torch.float64:
             whole = self.add("Cast", [whole], stem="k", to=TensorProto.FLOAT)
         return Held(whole, form)
+
+    def nearest_bytes(self, numbers: str, kind: torch.dtype, value: Value) -> str:
+        """Numbers of any shape, none of them a tie, as the bytes that `value` has."""
+        if kind == torch.float64:
+            numbers = self.add("Cast", [self.add("Round", [numbers], stem="r")], stem="k", to=TensorProto.FLOAT)
+        return self.quantized(numbers, zero_of(value), value.name)
 
     def quantized(self, whole: str, zero: int, stem: str, scale: float = 1.0) -> str:
         """Numbers as bytes: divided by `scale`, rounded, `zero` added, saturated."""

@@ -19,19 +19,23 @@ from workers.fixed_point.network import (
     AveragePool,
     Concatenation,
     Convolution,
+    InputTransform,
     IntegerNetwork,
     MaxPool,
     Multiplication,
     NearestUpsample,
     Operation,
+    OutputTransform,
     Padding,
     Permutation,
     Requantization,
     Reshape,
+    Shape,
     Slice,
     Table,
     Value,
 )
+from workers.fixed_point.tiles import STEP, TILE, input_terms, output_terms
 
 INT32 = 2**31 - 1
 
@@ -105,6 +109,14 @@ class _Step:
             case Convolution():
                 accumulators = self._convolve(operation, x, executed)
                 return _requantized(accumulators, operation.out_shift, operation.low, operation.high)
+            case InputTransform():
+                sums = _positions_of_tiles(x, operation, self._shape)
+                return _requantized(sums, operation.out_shift, operation.low, operation.high)
+            case OutputTransform():
+                sums = _outputs_of_tiles(x << _channels(operation.left), operation, self._shape)
+                return _requantized(
+                    sums + _channels(operation.bias), operation.out_shift, operation.low, operation.high
+                )
             case Addition():
                 pairs = zip(operation.sources, operation.left, strict=True)
                 a, b = (values[source] << _channels(left) for source, left in pairs)
@@ -177,6 +189,32 @@ def _spread(weight: Tensor, dilation: tuple[int, int]) -> Tensor:
     spread = weight.new_zeros(*weight.shape[:2], rows, columns)
     spread[:, :, :: dilation[0], :: dilation[1]] = weight
     return spread
+
+
+def _positions_of_tiles(x: Tensor, operation: InputTransform, shape: Shape) -> Tensor:
+    """The sums of an input transform, [N, P * C, rows, columns]."""
+    below, right = (
+        (count - 1) * STEP + TILE - side - padding
+        for count, side, padding in zip(shape[1:], x.shape[2:], operation.padding, strict=True)
+    )
+    padded = functional.pad(x, (operation.padding[1], right, operation.padding[0], below))
+    inputs = _windows(padded, (TILE, TILE), (STEP, STEP), (1, 1))  # [N, C, rows, columns, 4, 4]
+    sums = [
+        torch.stack([sign * inputs[..., r, s] for r, s, sign in input_terms(position)]).sum(0)
+        for position in operation.positions
+    ]
+    return torch.cat(sums, dim=1)
+
+
+def _outputs_of_tiles(products: Tensor, operation: OutputTransform, shape: Shape) -> Tensor:
+    """The sums of an output transform, without the bias, [N, K, OH, OW]."""
+    count, (rows, columns) = len(operation.positions), products.shape[2:]
+    by_position = products.reshape(len(products), count, -1, rows, columns)
+    sums = products.new_zeros(len(products), shape[0], rows, STEP, columns, STEP)
+    for number, position in enumerate(operation.positions):
+        for r, s, sign in output_terms(position):
+            sums[:, :, :, r, :, s] += sign * by_position[:, number]
+    return sums.reshape(len(products), shape[0], rows * STEP, columns * STEP)[:, :, : shape[1], : shape[2]]
 
 
 def _requantized(

@@ -19,9 +19,9 @@ from workers.fixed_point.network import IntegerNetwork, Operation, Value
 _OPERATIONS: dict[str, type[Any]] = {
     kind.__name__: kind
     for kind in (
-        parts.Convolution, parts.Addition, parts.Multiplication, parts.MaxPool, parts.AveragePool, parts.Table,
-        parts.Requantization, parts.Concatenation, parts.Slice, parts.Padding, parts.NearestUpsample, parts.Reshape,
-        parts.Permutation,
+        parts.Convolution, parts.InputTransform, parts.OutputTransform, parts.Addition, parts.Multiplication, parts.MaxPool,
+        parts.AveragePool, parts.Table, parts.Requantization, parts.Concatenation, parts.Slice, parts.Padding,
+        parts.NearestUpsample, parts.Reshape, parts.Permutation,
     )
 }  # fmt: skip
 _TENSOR = "tensor"  # stands for a tensor by its number

@@ -10,11 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from workers.fixed_point.c_convolution import LEAST_PATCH_BYTES, is_depthwise, write_convolution
+from workers.fixed_point.c_convolution import is_depthwise, write_convolution
 from workers.fixed_point.c_files import EXPECTED, HEADER, HELPERS, MAIN, README, SOURCE
 from workers.fixed_point.c_function import Written
 from workers.fixed_point.c_memory import Buffer, MemoryPlan, live_bytes, plan_memory
 from workers.fixed_point.c_operations import has_one_layout, is_alias, write_operation
+from workers.fixed_point.c_patches import LEAST_PATCH_BYTES
 from workers.fixed_point.c_types import (
     CType,
     code,
@@ -24,7 +25,8 @@ from workers.fixed_point.c_types import (
     type_of,
     words_in_comment,
 )
-from workers.fixed_point.network import Convolution, IntegerNetwork, Operation, Reshape
+from workers.fixed_point.c_winograd import Step, Winograd, steps_of, write_winograd
+from workers.fixed_point.network import Convolution, IntegerNetwork, Reshape
 from workers.fixed_point.run import IntegerRunner
 
 _TAKEN_NAMES = ("main", "expected", "readme")
@@ -90,7 +92,8 @@ class Program:
     """A network as C functions, and the memory of its tensors and of each function's scratch."""
 
     network: IntegerNetwork
-    written: tuple[Written | None, ...]  # for each operation; none for what is only another shape
+    steps: tuple[Step, ...]  # its operations, or several that are one function
+    written: tuple[Written | None, ...]  # for each step; none for what is only another shape
     roots: dict[str, str]  # the tensor whose memory each tensor uses
     is_input_copied: bool
     memory: MemoryPlan
@@ -100,28 +103,28 @@ def lay_out(network: IntegerNetwork) -> Program:
     """Choose functions and memory.
 
     Raises:
-        ValueError: if the network can't be computed with 64-bit integers.
+        ValueError: if the network can't be computed with 64-bit integers, or has half a Winograd convolution.
     """
+    steps = steps_of(network)
     roots = {network.input: network.input}
-    for operation in network.operations:
-        is_shared = is_alias(operation, network)
-        roots[operation.output] = roots[operation.sources[0]] if is_shared else operation.output
-    is_planar = _is_input_read_by_convolutions_only(network)
+    for step in steps:
+        roots[step.output] = roots[step.sources[0]] if is_alias(step, network) else step.output
+    is_planar = _is_input_read_by_convolutions_only(network, steps)
     is_copied = not is_planar and not has_one_layout(network.values[network.input].shape)
-    tensors = _tensor_buffers(network, roots, is_copied)
-    peak = max((live_bytes(tensors, number) for number in range(len(network.operations))), default=0)
+    tensors = _tensor_buffers(network, steps, roots, is_copied)
+    peak = max((live_bytes(tensors, number) for number in range(len(steps))), default=0)
     written = []
-    for number, operation in enumerate(network.operations):
-        # Patches may use what the operation that needs the most memory for tensors leaves over here.
+    for number, step in enumerate(steps):
+        # Patches may use what the step that needs the most memory for tensors leaves over here.
         spare = max(LEAST_PATCH_BYTES, peak - live_bytes(tensors, number))
-        written.append(_write(operation, network, spare, is_planar=is_planar))
+        written.append(_write(step, network, spare, is_planar=is_planar))
     scratch = [
         Buffer(scratch_name(number, each.argument), each.type, each.count, number, number)
         for number, function in enumerate(written)
         if function is not None
         for each in function.scratch
     ]
-    return Program(network, tuple(written), roots, is_copied, plan_memory([*tensors, *scratch]))
+    return Program(network, steps, tuple(written), roots, is_copied, plan_memory([*tensors, *scratch]))
 
 
 def scratch_name(number: int, argument: str) -> str:
@@ -132,21 +135,24 @@ def tensor_name(value: str) -> str:
     return f"tensor {value}"
 
 
-def _is_input_read_by_convolutions_only(network: IntegerNetwork) -> bool:
+def _is_input_read_by_convolutions_only(network: IntegerNetwork, steps: tuple[Step, ...]) -> bool:
     """Whether nothing needs a copy of the input with its channels last: convolutions copy what they read anyway."""
-    readers = [operation for operation in network.operations if network.input in operation.sources]
+    readers = [step for step in steps if network.input in step.sources]
     return network.input != network.output and all(
-        isinstance(reader, Convolution) and not is_depthwise(reader) for reader in readers
+        isinstance(reader, Winograd) or (isinstance(reader, Convolution) and not is_depthwise(reader))
+        for reader in readers
     )
 
 
-def _tensor_buffers(network: IntegerNetwork, roots: dict[str, str], is_input_copied: bool) -> list[Buffer]:
+def _tensor_buffers(
+    network: IntegerNetwork, steps: tuple[Step, ...], roots: dict[str, str], is_input_copied: bool
+) -> list[Buffer]:
     first, last = {network.input: -1}, {network.input: -1}
-    for number, operation in enumerate(network.operations):
-        first.setdefault(roots[operation.output], number)
-        for name in (*operation.sources, operation.output):
+    for number, step in enumerate(steps):
+        first.setdefault(roots[step.output], number)
+        for name in (*step.sources, step.output):
             last[roots[name]] = number
-    last[roots[network.output]] = len(network.operations)  # they are copied to the caller then
+    last[roots[network.output]] = len(steps)  # they are copied to the caller then
     if not is_input_copied:
         del first[network.input]
     return [
@@ -156,22 +162,23 @@ def _tensor_buffers(network: IntegerNetwork, roots: dict[str, str], is_input_cop
     ]  # fmt: skip
 
 
-def _write(operation: Operation, network: IntegerNetwork, patch_bytes: int, *, is_planar: bool) -> Written | None:
-    if is_alias(operation, network):
+def _write(step: Step, network: IntegerNetwork, patch_bytes: int, *, is_planar: bool) -> Written | None:
+    if is_alias(step, network):
         return None
+    is_planar = is_planar and network.input in step.sources
     try:
-        if isinstance(operation, Convolution):
-            return write_convolution(
-                operation,
-                network.values[operation.source],
-                network.values[operation.output],
-                patch_bytes=patch_bytes,
-                is_planar=is_planar and operation.source == network.input,
-            )
-        return write_operation(operation, network)
+        if isinstance(step, Convolution):
+            source, output = network.values[step.source], network.values[step.output]
+            return write_convolution(step, source, output, patch_bytes=patch_bytes, is_planar=is_planar)
+        if isinstance(step, Winograd):
+            return write_winograd(step, network, patch_bytes=patch_bytes, is_planar=is_planar)
+        return write_operation(step, network)
     except ValueError as error:
-        what = operation.layer if isinstance(operation, Convolution) else operation.output
-        raise ValueError(f"{what!r} can't be written as C: {error}") from error
+        raise ValueError(f"{_name(step)!r} can't be written as C: {error}") from error
+
+
+def _name(step: Step) -> str:
+    return step.layer if isinstance(step, Convolution | Winograd) else step.output
 
 
 # ---- Its text -------------------------------------------------------------------------------------------------------
@@ -199,8 +206,8 @@ class _Text:
             )
         self.flash_bytes += network.values[network.input].shape[0]  # its lengths
         self.places = {value: f"t{number:02d}_{name_in_c(value)}" for number, value in enumerate(network.values)}
-        for number, operation in enumerate(network.operations):
-            self._add_call(number, operation)
+        for number, step in enumerate(self.program.steps):
+            self._add_call(number, step)
 
     def files(self, example: Tensor) -> dict[str, str]:
         """The text of each file by its name."""
@@ -251,28 +258,25 @@ class _Text:
         }
 
     def _operation_lines(self) -> Iterable[str]:
-        for number, (operation, written) in enumerate(
-            zip(self.program.network.operations, self.program.written, strict=True)
-        ):
-            yield f"  {number + 1}: {_title(operation, written)}"
+        for number, (step, written) in enumerate(zip(self.program.steps, self.program.written, strict=True)):
+            yield f"  {number + 1}: {_title(step, written)}"
 
-    def _add_call(self, number: int, operation: Operation) -> None:
+    def _add_call(self, number: int, step: Step) -> None:
         written = self.program.written[number]
-        self.calls.append(f"\n/* {number + 1}: {_title(operation, written)} */")
+        self.calls.append(f"\n/* {number + 1}: {_title(step, written)} */")
         if written is None:
             return
-        layer = operation.layer if isinstance(operation, Convolution) else operation.output
         arguments = [self._pointer(value) for _, value in written.sources]
         for constant in written.constants:
-            constant_name = f"c{number + 1:02d}_{name_in_c(layer)}_{constant.argument}"
+            constant_name = f"c{number + 1:02d}_{name_in_c(_name(step))}_{constant.argument}"
             self.constants.append(constant.text(constant_name))
             self.flash_bytes += constant.size_bytes
             arguments.append(constant_name)
         arguments += [self._address(scratch_name(number, each.argument)) for each in written.scratch]
-        arguments.append(self._pointer(operation.output))
-        self.calls.append(f"{self._function(written, operation)}({', '.join(arguments)});")
+        arguments.append(self._pointer(step.output))
+        self.calls.append(f"{self._function(written, step)}({', '.join(arguments)});")
 
-    def _function(self, written: Written, operation: Operation) -> str:
+    def _function(self, written: Written, step: Step) -> str:
         """The name of the function that does it, made unless one like it is there."""
         for helper in written.helpers:
             self.functions.setdefault(helper, helper)
@@ -284,7 +288,7 @@ class _Text:
             ),
             *(f"const {each.type.name} *restrict {each.argument}" for each in written.constants),
             *(f"{each.type.name} *restrict {each.argument}" for each in written.scratch),
-            f"{type_of(values[operation.output].coding).name} *restrict output",
+            f"{type_of(values[step.output].coding).name} *restrict output",
         ]
         rest = "(\n    " + ",\n    ".join(parameters) + ")\n" + indented(f"{{\n{written.body}}}")
         if rest not in self.functions:
@@ -340,10 +344,10 @@ def _turned(shape: tuple[int, int, int], source: str, target: str, *, is_planar_
     ]
 
 
-def _title(operation: Operation, written: Written | None) -> str:
+def _title(step: Step, written: Written | None) -> str:
     if written is None:
-        assert isinstance(operation, Reshape)
-        return f"reshape to {words_in_comment(operation.output)}: the same memory"
+        assert isinstance(step, Reshape)
+        return f"reshape to {words_in_comment(step.output)}: the same memory"
     return written.title
 
 

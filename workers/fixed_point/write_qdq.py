@@ -17,10 +17,11 @@ from onnx import helper
 from torch import Tensor, fx
 
 from workers.fixed_point.coding import exp2
-from workers.fixed_point.network import Convolution, IntegerNetwork
+from workers.fixed_point.network import Convolution, IntegerNetwork, OutputTransform
 from workers.fixed_point.qdq_convolutions import WrittenConvolution, write_convolution
 from workers.fixed_point.qdq_operations import write_operation
 from workers.fixed_point.qdq_tensors import Form, Held, QdqTensors, Rounding, is_bytes, zero_of
+from workers.fixed_point.qdq_winograd import write_products
 from workers.models.graph import ModelGraph, TensorSpec, parameter
 from workers.models.onnx_emitter import ELEMENT_TYPES, OnnxEmitter
 from workers.models.onnx_operators import emit_node
@@ -62,10 +63,13 @@ def write_qdq(network: IntegerNetwork, graph: ModelGraph, path: Path, *, pack_in
         emitter.reserve(spec.name)
     tensors.held[network.input] = _quantized_input(tensors, network, graph.inputs[0])
     written = []
+    transforms = {each.source: each for each in network.operations if isinstance(each, OutputTransform)}
     for operation in network.operations:
-        if isinstance(operation, Convolution):
+        if isinstance(operation, Convolution) and operation.output in transforms:
+            written.append(write_products(tensors, operation, transforms[operation.output]))
+        elif isinstance(operation, Convolution):
             written.append(write_convolution(tensors, operation))
-        else:
+        elif not isinstance(operation, OutputTransform):  # those are written with what they read
             tensors.held[operation.output] = write_operation(tensors, operation)
     _write_tail(tensors, network, graph, logits_of(graph))
     opset = PACKED_OPSET if tensors.four_bits else OPSET

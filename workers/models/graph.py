@@ -160,13 +160,18 @@ LAYER_OPERATORS: dict[object, LayerKind] = {
 BIAS = {"conv2d": 2, "conv_transpose2d": 2, "linear": 2, "winograd_conv2d": 5}  # its place among the arguments
 
 
+# Buffers that transform tiles where Winograd convolutions are in standard operators: filters that nothing learns.
+TO_POSITIONS, FROM_POSITIONS = "to_positions", "from_positions"
+
+
 def layers(graph: ModelGraph) -> list[Layer]:
-    """The convolution and linear layers in execution order, each weight once."""
+    """The convolution and linear layers in execution order, each weight once; transforms of tiles are none."""
+    transforms = {name for name, _ in graph.module.named_buffers() if _transforms_tiles(name)}
     found: dict[str, Layer] = {}
     for node in graph.module.graph.nodes:
         kind = LAYER_OPERATORS.get(node.target) if node.op == "call_function" else None
         weight = _parameter_name(node, 1) if kind else None
-        if kind is None or weight is None:
+        if kind is None or weight is None or weight in transforms:
             continue
         if weight in found:
             found[weight] = replace(found[weight], used_by=(*found[weight].used_by, node.name))
@@ -185,6 +190,10 @@ def layers(graph: ModelGraph) -> list[Layer]:
         elif kind != "linear":
             found[weight] = _with_geometry(found[weight], node)
     return list(found.values())
+
+
+def _transforms_tiles(buffer: str) -> bool:
+    return buffer.rpartition(".")[2].startswith((TO_POSITIONS, FROM_POSITIONS))
 
 
 def layer_name(weight: str) -> str:

@@ -22,7 +22,15 @@ import torch
 from torch import Tensor, fx
 from winograd.matrices import MATRICES, Matrix
 
-from workers.models.graph import BATCH, ModelGraph, aten, copy_graph, winograd_conv2d
+from workers.models.graph import (
+    BATCH,
+    FROM_POSITIONS,
+    TO_POSITIONS,
+    ModelGraph,
+    aten,
+    copy_graph,
+    winograd_conv2d,
+)
 from workers.models.graph_builder import Size
 from workers.models.shapes import infer_tensors
 
@@ -34,17 +42,33 @@ def has_winograd(graph: ModelGraph) -> bool:
     return any(node.target is winograd_conv2d for node in graph.module.graph.nodes)
 
 
+@dataclass(frozen=True)
+class LoweredConvolution:
+    """The nodes that one Winograd convolution has become, by name."""
+
+    image: str  # what it reads
+    positions: str  # the transformed input, [N, runs * P * channels, rows, columns]
+    products: str  # the convolution that multiplies, [N, P * K, rows, columns]
+    output: str
+
+
 def lower_winograd(graph: ModelGraph) -> ModelGraph:
     """A copy that computes the same in standard operators, with the same parameters; sizes that are open stay open."""
+    return lowered_convolutions(graph)[0]
+
+
+def lowered_convolutions(graph: ModelGraph) -> tuple[ModelGraph, list[LoweredConvolution]]:
+    """The same, with what each convolution has become."""
     lowered = copy_graph(graph)
     tensors = infer_tensors(graph)
+    found = []
     for node in list(lowered.module.graph.nodes):
         if node.target is winograd_conv2d:
             convolution = _Convolution.of(node, tensors, sizes_are_open=has_open_sizes(graph))
-            replacement = _lower(convolution, _Adder(lowered, node))
-            tensors[replacement.name] = tensors[node.name]  # the next convolution may read it
+            found.append(_lower(convolution, _Adder(lowered, node)))
+            tensors[found[-1].output] = tensors[node.name]  # the next convolution may read it
     lowered.module.recompile()
-    return lowered
+    return lowered, found
 
 
 def has_open_sizes(graph: ModelGraph) -> bool:
@@ -140,17 +164,18 @@ class _Adder:
         return result
 
 
-def _lower(conv: _Convolution, add: _Adder) -> fx.Node:
+def _lower(conv: _Convolution, add: _Adder) -> LoweredConvolution:
     image, weights, bias = conv.image, conv.weights, conv.bias
     if conv.dtype in HALVES:
         image, weights = (add.call(aten.to.dtype, value, torch.float32) for value in (image, weights))
         bias = None if bias is None else add.call(aten.to.dtype, bias, torch.float32)
     positions, grid = _transform_input(conv, image, add)
-    products = _multiply(conv, positions, weights, grid, add)
+    products = _multiply(conv, positions, weights, add)
     output = _crop(conv, _transform_output(conv, products, grid, add), add)
     if bias is not None:
         output = add.call(aten.add.Tensor, output, add.call(aten.reshape.default, bias, [1, conv.filters, 1, 1]))
-    return add.replace(add.call(aten.to.dtype, output, conv.dtype) if conv.dtype in HALVES else output)
+    result = add.replace(add.call(aten.to.dtype, output, conv.dtype) if conv.dtype in HALVES else output)
+    return LoweredConvolution(conv.image.name, positions.name, products.name, result.name)
 
 
 def _transform_input(conv: _Convolution, image: fx.Node, add: _Adder) -> tuple[fx.Node, list[Size]]:
@@ -164,7 +189,7 @@ def _transform_input(conv: _Convolution, image: fx.Node, add: _Adder) -> tuple[f
     below, right = (conv.m - 1, conv.m - 1) if conv.outputs is None else (-side % conv.m for side in conv.outputs)
     if below or right:
         image = add.call(aten.pad.default, image, [0, right, 0, below], "constant", 0.0)
-    stored = add.stored("to_positions", filters.reshape(-1, 1, *filters.shape[2:]).to(_computed(conv)), conv.weights)
+    stored = add.stored(TO_POSITIONS, filters.reshape(-1, 1, *filters.shape[2:]).to(_computed(conv)), conv.weights)
     v = add.call(
         aten.conv2d.default, image, stored, None, [conv.m] * 2, list(conv.padding), [1, 1], split
     )  # [N, C * patterns, rows, columns], or so with N * C images
@@ -175,26 +200,27 @@ def _transform_input(conv: _Convolution, image: fx.Node, add: _Adder) -> tuple[f
     return add.call(aten.reshape.default, turned, [-1, channels * patterns, *grid]), grid
 
 
-def _multiply(conv: _Convolution, v: fx.Node, weights: fx.Node, grid: list[Size], add: _Adder) -> fx.Node:
-    """U V as [N, runs, P, K / runs, tiles] in the memory of [N, P * K, rows, columns]."""
+def _multiply(conv: _Convolution, v: fx.Node, weights: fx.Node, add: _Adder) -> fx.Node:
+    """U V as [N, runs, P, K / runs, rows, columns] in the memory of [N, P * K, rows, columns]."""
     runs = len(conv.runs)
     if runs > 1:  # [P, K, C/g] to [runs, P, K / runs, C/g]
         apart = add.call(aten.reshape.default, weights, [conv.kept, runs, conv.filters // runs, conv.channels])
         weights = add.call(aten.permute.default, apart, [1, 0, 2, 3])
     filters = add.call(aten.reshape.default, weights, [conv.kept * conv.filters, conv.channels, 1, 1])
     groups = runs * conv.kept * conv.groups_of_run
-    product = add.call(aten.conv2d.default, v, filters, None, [1, 1], [0, 0], [1, 1], groups)
-    return add.call(aten.reshape.default, product, [-1, runs, conv.kept, conv.filters // runs, *grid])
+    return add.call(aten.conv2d.default, v, filters, None, [1, 1], [0, 0], [1, 1], groups)
 
 
 def _transform_output(conv: _Convolution, products: fx.Node, grid: list[Size], add: _Adder) -> fx.Node:
     """[N, K, rows * m, columns * m]"""
-    turned = add.call(aten.permute.default, products, [0, 1, 3, 2, 4, 5])  # [N, runs, K / runs, P, rows, columns]
+    runs = len(conv.runs)
+    apart = add.call(aten.reshape.default, products, [-1, runs, conv.kept, conv.filters // runs, *grid])
+    turned = add.call(aten.permute.default, apart, [0, 1, 3, 2, 4, 5])  # [N, runs, K / runs, P, rows, columns]
     patterns = _outer_products(tuple(zip(*MATRICES[conv.m].at, strict=True)), conv.runs)  # [runs, P, m, m]
     together = 1
-    if len(conv.runs) > 1:
-        patterns, together = patterns.repeat_interleave(conv.filters // len(conv.runs), dim=0), conv.filters
-    stored = add.stored("from_positions", patterns.reshape(-1, 1, conv.m, conv.m).to(_computed(conv)), conv.weights)
+    if runs > 1:
+        patterns, together = patterns.repeat_interleave(conv.filters // runs, dim=0), conv.filters
+    stored = add.stored(FROM_POSITIONS, patterns.reshape(-1, 1, conv.m, conv.m).to(_computed(conv)), conv.weights)
     joined = add.call(aten.reshape.default, turned, [-1, together * conv.kept, *grid])
     outputs = add.call(
         aten.conv_transpose2d.input, joined, stored, None, [conv.m] * 2, [0, 0], [0, 0], together, [1, 1]

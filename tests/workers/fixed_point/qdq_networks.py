@@ -1,14 +1,20 @@
-"""Integer networks of a few operations with seeded weights, and float networks that lend their surface to them."""
+"""Integer networks of a few operations with seeded weights, float networks that lend their surface to them, and their files."""
 
+from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
 import torch
 from torch import Tensor, nn
 
 from tests.workers.networks import graph_of
 from workers.fixed_point.coding import Coding, highest, lowest
 from workers.fixed_point.network import Addition, Convolution, IntegerNetwork, Operation, Reshape, Shape, Value
+from workers.fixed_point.run import IntegerRunner
+from workers.fixed_point.write_qdq import QdqReport, write_qdq
 from workers.models.graph import ModelGraph
 
 CLASSES = 5
@@ -125,9 +131,9 @@ def surface(shape: Shape) -> ModelGraph:
     return graph_of(network.eval(), torch.zeros(2, *shape))
 
 
-def scores_surface(shape: Shape) -> ModelGraph:
+def scores_surface(shape: Shape, outputs: int = CLASSES) -> ModelGraph:
     """The same, but what it gives are the logits."""
-    network = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), CLASSES))
+    network = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), outputs))
     return graph_of(network.eval(), torch.zeros(2, *shape))
 
 
@@ -139,3 +145,38 @@ def images_of(network: IntegerNetwork, count: int = 16, seed: int = 1) -> Tensor
     numbers = torch.rand(count, *value.shape, generator=generator) * 1.1 * spread + value.coding.lowest - 0.05 * spread
     numbers[::4] = numbers[::4].floor() + 0.5
     return (numbers * 2.0 ** -value.coding.lengths[0]).float()
+
+
+def assert_same(
+    folder: Path,
+    network: IntegerNetwork,
+    images: Tensor | None = None,
+    *,
+    pack_int4: bool = False,
+    overflows: bool = False,
+) -> QdqReport:
+    """What the file gives is what the reference runner gives, to the last bit."""
+    shape, count = network.values[network.input].shape, torch.Size(network.values[network.output].shape).numel()
+    report = write_qdq(network, scores_surface(shape, count), folder / "n.onnx", pack_int4=pack_int4)
+    images = images_of(network) if images is None else images
+    runner = IntegerRunner(network)
+    given = runner.run_all(runner.quantize_input(images), keep=())[network.output]
+    wanted = runner.scores(given).flatten(1)
+    assert (runner.executed.overflows > 0) == overflows
+    assert float(wanted.std()) > 0
+    assert torch.equal(run(folder / "n.onnx", images), wanted.float())
+    return report
+
+
+def run(path: Path, images: Tensor) -> Tensor:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
+
+
+def optimised(path: Path) -> Counter[str]:
+    """The operators that ONNX Runtime makes of the file."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.optimized_model_filepath = str(path.with_suffix(".optimised"))
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(path.with_suffix(".optimised")).graph.node)

@@ -9,9 +9,18 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor
 
-from tests.workers.fixed_point.qdq_networks import LOGITS, Builder, builder, images_of, scores_surface, surface
+from tests.workers.fixed_point.qdq_networks import (
+    LOGITS,
+    Builder,
+    assert_same,
+    builder,
+    images_of,
+    optimised,
+    run,
+    scores_surface,
+    surface,
+)
 from tests.workers.integer_networks import every_operation, example_images, quantized
 from workers.fixed_point.network import (
     AveragePool,
@@ -30,7 +39,7 @@ from workers.fixed_point.network import (
 from workers.fixed_point.qdq_tensors import BYTE_BITS
 from workers.fixed_point.qdq_weights import CODES_BYTES, NODE_BYTES
 from workers.fixed_point.run import IntegerRunner
-from workers.fixed_point.write_qdq import QdqReport, write_qdq
+from workers.fixed_point.write_qdq import write_qdq
 from workers.models.graph import ModelGraph
 from workers.models.tail import logits_of
 
@@ -309,21 +318,6 @@ def test_products_that_16_bits_cannot_add_are_reported(tmp_path: Path, weight_bi
     assert report.convolutions[0].needs_vnni == needs_vnni
 
 
-def assert_same(
-    folder: Path, network: IntegerNetwork, images: Tensor | None = None, *, pack_int4: bool = False
-) -> QdqReport:
-    """The file's logits are those of the reference runner, to the last bit."""
-    shape = network.values[network.input].shape
-    report = write_qdq(network, scores_surface(shape), folder / "n.onnx", pack_int4=pack_int4)
-    images = images_of(network) if images is None else images
-    runner = IntegerRunner(network)
-    wanted = runner.scores(runner.run(runner.quantize_input(images)))
-    assert runner.executed.overflows == 0
-    assert float(wanted.std()) > 0
-    assert torch.equal(run(folder / "n.onnx", images), wanted.float())
-    return report
-
-
 def least_saved_bytes(network: IntegerNetwork) -> int:
     """What weights of so many bits save of a byte each, without what unpacks and aligns them."""
     saved = -CODES_BYTES  # what layers share
@@ -332,20 +326,6 @@ def least_saved_bytes(network: IntegerNetwork) -> int:
         if layer.shifts.any():
             saved -= layer.shifts.numel() * FLOAT_BYTES + 2 * NODE_BYTES
     return saved
-
-
-def run(path: Path, images: Tensor) -> Tensor:
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: images.numpy()})[0])
-
-
-def optimised(path: Path) -> Counter[str]:
-    """The operators that ONNX Runtime makes of the file."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.optimized_model_filepath = str(path.with_suffix(".optimised"))
-    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return Counter(node.op_type for node in onnx.load(path.with_suffix(".optimised")).graph.node)
 
 
 def _everything(made: Builder, image: str, bits: int, *, signed: bool) -> str:
