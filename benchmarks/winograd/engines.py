@@ -1,7 +1,8 @@
 """One engine in a process of its own: `python -m benchmarks.winograd.engines ENGINE THREADS`, told by lines of JSON what to do.
 
     {"prepare": FOLDER, "variants": [...]}   builds the problem in FOLDER; answers the deviation from float64 of each variant
-    {"time": VARIANT, "seconds": S}          answers the milliseconds of single runs, S seconds of them
+    {"time": VARIANT, "seconds": S}          answers the milliseconds of single runs, S seconds of them; with "sweep": BYTES,
+                                             so many bytes of something else are read before each run
 
 Peers need only numpy and themselves, so they may live in another virtual environment than torch. A run starts with the images
 in memory as the engine likes them (NCHW or channels last) and ends with the result there; what the engine does to layouts
@@ -236,7 +237,8 @@ def main() -> None:
             material = read_problem(Path(request["prepare"]))
             built, answer = _prepare(ENGINES[name], threads, material, request["variants"])
         else:
-            answer = {"milliseconds": _time(built[request["time"]].run, request["seconds"])}
+            run, swept = built[request["time"]].run, np.ones(request.get("sweep", 0) // 8)
+            answer = {"milliseconds": _time(run, request["seconds"], swept=swept)}
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -263,8 +265,11 @@ def _deviation(runnable: Runnable, material: Material) -> Deviation:
 SETTLING_SECONDS = 0.04
 
 
-def _time(run: Callable[[], object], seconds: float, fewest: int = 3) -> list[float]:
-    """Milliseconds of single runs, without those that the system interrupted (all of them if it interrupted all)."""
+def _time(run: Callable[[], object], seconds: float, fewest: int = 3, *, swept: NDArray[np.float64]) -> list[float]:
+    """Milliseconds of single runs, without those that the system interrupted (all of them if it interrupted all).
+
+    swept: read before each run, so that a run finds in the caches nothing that the one before has left there.
+    """
     settled = time.perf_counter() + SETTLING_SECONDS
     run()
     while time.perf_counter() < settled:
@@ -273,6 +278,7 @@ def _time(run: Callable[[], object], seconds: float, fewest: int = 3) -> list[fl
     interrupted: list[float] = []
     ends = time.perf_counter() + seconds
     while time.perf_counter() < ends or len(calm) + len(interrupted) < fewest:
+        swept.sum()
         switches = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
         began = time.perf_counter()
         run()

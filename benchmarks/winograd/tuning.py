@@ -1,7 +1,9 @@
 """Finds the best blocking of every candidate at every shape, fits the cost model, and writes winograd/selection_table.py.
 
 Layers are timed in chains of four with weights of their own, as in a network: called over and over, a layer would find its weights
-in the caches, and tiles of many positions would look better than they are. Blockings are tried one size after the other, beginning
+in the caches, and tiles of many positions would look better than they are. Before each run of a layer of a large network, so many
+other bytes are read as such a network reads between two uses of a weight. Rows of the same processor that are not measured again
+stay. Blockings are tried one size after the other, beginning
 with what the library chooses by itself. Then all candidates take turns, each with its best blocking and with the library's, so that
 a machine that is busy for a while treats them alike; a blocking that is not at least 5 % faster is not worth an entry. Coefficients
 are fitted to the relative error, so that small layers count as much as large ones.
@@ -17,7 +19,7 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from winograd.selection import CANDIDATES, Coefficients, Measured, Row, Shape, Table, work
+from winograd.selection import CANDIDATES, Coefficients, Measured, Row, Shape, Table, default_table, work
 
 from benchmarks.winograd import results
 from benchmarks.winograd.problems import LAYERS, SMALL_LAYERS, Problem, problem, write_problem
@@ -25,6 +27,9 @@ from benchmarks.winograd.turns import REPOSITORY, Process
 
 TABLE = REPOSITORY / "winograd" / "winograd" / "selection_table.py"
 CHAIN = 4  # layers
+SWEEP = (
+    100_000_000  # bytes: about the transformed weights of ResNet-18; those of a network for CIFAR-10 stay in the caches
+)
 MOST_OPERATIONS = 8_000_000_000  # of one layer
 TILES, FILTERS, SHARED = (14, 28, 112, 448), (32, 256), (0, 1)
 WORTH_AN_ENTRY = 0.95
@@ -52,7 +57,8 @@ def tune(
         with tempfile.TemporaryDirectory() as name:
             for one in _problems(layers or [*LAYERS, *SMALL_LAYERS], batches):
                 write_problem(one, Path(name), onnx=False)
-                measure = _measure(process, Path(name), seconds, one.chain)
+                sweep = 0 if one.layer in SMALL_LAYERS else SWEEP
+                measure = _measure(process, Path(name), seconds, one.chain, sweep)
                 searched = {name: _blockings(measure, name, count) for name in CANDIDATES}
                 found = _by_turns(measure, searched)
                 shape = Shape(one.channels, one.filters, one.size, one.size, batch=one.batch)
@@ -71,13 +77,14 @@ def _problems(layers: Sequence[str], batches: Sequence[int]) -> Iterator[Problem
                 yield problem(layer, batch, CHAIN) if alone.channels == alone.filters else alone
 
 
-def _measure(process: Process, folder: Path, seconds: float, layers: int) -> Measure:
+def _measure(process: Process, folder: Path, seconds: float, layers: int, sweep: int) -> Measure:
     def measure(variants: Sequence[str], turns: int = 1) -> dict[str, float]:
         answers = process.ask({"prepare": str(folder), "variants": list(variants)})
         able = [variant for variant in variants if not answers[variant].get("refused")]
         taken: dict[str, list[float]] = {variant: [] for variant in able}
         for variant in able * turns:
-            taken[variant].append(median(process.ask({"time": variant, "seconds": seconds})["milliseconds"]))
+            answer = process.ask({"time": variant, "seconds": seconds, "sweep": sweep})
+            taken[variant].append(median(answer["milliseconds"]))
         return {variant: min(milliseconds) / layers for variant, milliseconds in taken.items()}
 
     return measure
@@ -121,9 +128,12 @@ def _named(candidate: str, blocking: Blocking) -> str:
 
 
 def _write(rows: Sequence[Row], path: Path) -> None:
-    coefficients = fitted(rows)
+    before, processor = default_table(), results.processor()
+    kept = before.rows if before.machine == processor else ()
+    measured = {(row.threads, row.shape): row for row in (*kept, *rows)}
+    coefficients = fitted(list(measured.values()))
     date = datetime.now(UTC).strftime("%Y-%m-%d")
-    table = Table("cpu", results.processor(), date, coefficients, tuple(rows))
+    table = Table("cpu", processor, date, coefficients, tuple(measured.values()))
     path.write_text(source("CPU", table, "benchmarks.winograd tune"))
 
 
