@@ -21,7 +21,7 @@ from benchmarks.tables import table
 from workers.fixed_point.coding import Coding
 from workers.fixed_point.compile_c import find_compiler
 from workers.fixed_point.network import Addition, AveragePool, Convolution, IntegerNetwork, Operation, Shape, Value
-from workers.fixed_point.write_c import write_c
+from workers.fixed_point.write_c import CSource, write_c
 
 FLAGS = (("-O2",), ("-O3",), ("-O3", "-march=native"))
 STAGES = ((16, 32), (32, 16), (64, 8))  # channels, height and width
@@ -93,14 +93,19 @@ int main(int argc, char **argv)
 
 
 def _integer_sources(folder: Path, weight_bits: int) -> list[Path]:
-    place = folder / f"integers{weight_bits}"
-    place.mkdir()
-    written = write_c(resnet20(weight_bits), place / "resnet20.zip", name="resnet20", example=None)
+    written, files = timed_sources(resnet20(weight_bits), folder / f"integers{weight_bits}")
     print(f"{weight_bits}-bit weights: {written.flash_bytes} bytes of constants, {written.ram_bytes} of RAM")
+    return files
+
+
+def timed_sources(network: IntegerNetwork, place: Path) -> tuple[CSource, list[Path]]:
+    """The C source of a network in a new folder, and the files of a program that prints milliseconds of an image."""
+    place.mkdir()
+    written = write_c(network, place / "resnet20.zip", name="resnet20", example=None)
     with zipfile.ZipFile(written.path) as archive:
         archive.extractall(place)
     (place / "timed.c").write_text(TIMED_INTEGERS)
-    return [place / "resnet20.c", place / "timed.c"]
+    return written, [place / "resnet20.c", place / "timed.c"]
 
 
 def resnet20(weight_bits: int) -> IntegerNetwork:

@@ -12,7 +12,6 @@ import argparse
 import subprocess
 import tempfile
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -22,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.c_source import timed_sources
 from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_selection, cifar_test, data_folder
 from benchmarks.tables import table
 from jobs.recipe import PruneWinograd, QuantizeFixedPoint
@@ -37,7 +37,6 @@ from workers.datasets.preprocess import InputTransform
 from workers.datasets.splits import sample_per_class
 from workers.fixed_point.compile_c import find_compiler
 from workers.fixed_point.network import IntegerNetwork
-from workers.fixed_point.write_c import write_c
 from workers.measurement.accuracy import accuracy_change
 from workers.models.graph import ModelGraph
 from workers.models.read_model import read_model
@@ -46,6 +45,7 @@ from workers.models.shapes import macs
 BATCH = 250
 CALIBRATION = 500  # images that are fitted to
 PROBING = 512
+IMAGES = 20  # of each program in each round
 FLAGS = ("-O3", "-march=native")
 
 
@@ -136,19 +136,14 @@ def _print_source(bench: _Bench, counts: list[int], rounds: int) -> None:
         for number, count in enumerate((None, *counts)):
             what = "direct" if count is None else f"Winograd, {count} positions pruned"
             network, _ = bench.integers(bench.graph if count is None else bench.pruned(count), 8, 8)
-            folder = Path(name) / str(number)
-            source = write_c(network, folder.with_suffix(".zip"), name="model", example=None)
-            with zipfile.ZipFile(source.path) as archive:
-                archive.extractall(folder)
-            (folder / "main.c").write_text(_MAIN)
-            programs[what] = folder / "program"
-            files = [folder / "model.c", folder / "main.c"]
+            source, files = timed_sources(network, Path(name) / str(number))
+            programs[what] = Path(name) / f"program{number}"
             subprocess.run([compiler, "-std=c99", *FLAGS, "-o", programs[what], *files], check=True)
             sizes[what] = source.flash_bytes, source.ram_bytes
         times: dict[str, list[float]] = {what: [] for what in programs}
         for _ in range(rounds):
             for what, program in programs.items():
-                output = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+                output = subprocess.run([program, str(IMAGES)], capture_output=True, text=True, check=True).stdout
                 times[what].append(float(output))
     first = next(iter(times))
     rows = [
@@ -158,23 +153,6 @@ def _print_source(bench: _Bench, counts: list[int], rounds: int) -> None:
     ]  # fmt: skip
     head = (f"cc {' '.join(FLAGS)}, {rounds} rounds", "flash, bytes", "RAM, bytes", "ms an image", "times faster")
     print(table(head, rows))
-
-
-_MAIN = """\
-#include "model.h"
-#include "expected.h"
-#include <stdio.h>
-#include <time.h>
-int main(void) {
-    int32_t logits[MODEL_OUTPUT_SIZE];
-    const clock_t begun = clock();
-    for (int i = 0; i < 20; i++) {
-        model_run(expected_input, logits);
-    }
-    printf("%f\\n", 1000.0 * (double)(clock() - begun) / CLOCKS_PER_SEC / 20);
-    return (int)(logits[0] & 0);
-}
-"""
 
 
 def _options() -> argparse.Namespace:
