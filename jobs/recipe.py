@@ -318,7 +318,7 @@ class QuantizeFixedPoint(Schema):
     weight_lengths: Literal["per_output_channel", "per_plane", "per_layer"] = Field(
         default="per_output_channel",
         description="One fractional length for each output channel, for each plane of one output and one input channel, or for "
-        "the whole layer.",
+        "the whole layer. With align retune_opt weights get the length that suits each output's result, near these.",
     )
     rule: Literal["pdf_sqnr", "empirical_mse", "max_abs", "k_sigma"] = Field(
         default="empirical_mse",

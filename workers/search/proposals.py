@@ -3,19 +3,30 @@
 The proposals are a generator that is told what came of each: it goes further where there is room, and back where there is none.
 """
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from jobs.inspection import ModelInspection
-from jobs.recipe import AssignPrecision, Finetune, PruneWeights, PruneWinograd, RecoveryTraining, Step, WinogradTraining
+from jobs.recipe import (
+    AssignPrecision,
+    Finetune,
+    PruneWeights,
+    PruneWinograd,
+    QuantizeFixedPoint,
+    RecoveryTraining,
+    Step,
+    WinogradTraining,
+)
 from jobs.report import Candidate
 from jobs.request import Goal
 from workers.bench import Bench
 from workers.search.allocation import Bits
 from workers.search.predictor import QUANTIZATION, Predictor
 
+# Where channels don't differ much, one length for a whole tensor leaves weights their own: they aren't tuned to their inputs'.
+ONE_LENGTH = QUANTIZATION.model_copy(update={"activation_lengths": "per_layer", "align": "shift"})
 _TILES: tuple[Literal["fastest", 4], ...] = ("fastest", 4)
 
 
@@ -69,9 +80,10 @@ def proposals(scene: Scene) -> Proposals:
 
 
 def _whole_widths(scene: Scene) -> Proposals:
-    """Integers of 8 bits are what kernels are fastest with; fewer bits only make files smaller."""
-    made = yield Proposal((QUANTIZATION,))
-    if scene.learns and (made is None or not made.meets_goal):
+    """Integers of 8 bits are what kernels are fastest with, most of all with one length a tensor; fewer only make files smaller."""
+    by_channel = yield Proposal((QUANTIZATION,))
+    by_layer = yield Proposal((ONE_LENGTH,))
+    if scene.learns and not any(made is not None and made.meets_goal for made in (by_channel, by_layer)):
         yield Proposal((QUANTIZATION.model_copy(update={"training": RecoveryTraining()}),))
 
 
@@ -108,16 +120,20 @@ def _pruned(scene: Scene) -> Proposals:
 
 
 def _mixed_widths(scene: Scene) -> Proposals:
-    """8 bits, then the narrowest allocation that holds the accuracy, without training and with it; last method Q's own."""
+    """8 bits, then the narrowest allocation that holds the accuracy; the same and narrower ones with one length a tensor, and with
+    training; last method Q's own."""
     yield Proposal((QUANTIZATION,))
     predictor = Predictor(scene.bench, scene.goal, scene.folder, scene.check_time)
     ladder = predictor.ladder()
     drop = scene.goal.max_accuracy_drop_pp
     place = _narrowest(len(ladder), lambda number: predictor.drop_of(ladder[number]) <= drop)
-    place = yield from _furthest(ladder, place, None, predictor, scene)
+    predicted = [predictor.known_drop_of(bits) for bits in ladder]
+    place = yield from _furthest(ladder, place, QUANTIZATION, scene, predicted=predicted)
+    yield from _furthest(ladder, max(0, place), ONE_LENGTH, scene, lowest=max(0, place))
     if scene.learns:
         # Training makes up for some of what is lost beyond.
-        yield from _furthest(ladder, place + 1, RecoveryTraining(), predictor, scene, lowest=place + 1)
+        trained = QUANTIZATION.model_copy(update={"training": RecoveryTraining()})
+        yield from _furthest(ladder, place + 1, trained, scene, lowest=place + 1, predicted=predicted)
         assign = AssignPrecision(kind="assign_precision", bits=(8, 4, 2), max_drop_pp=drop, controls=0)
         yield Proposal((assign, QUANTIZATION))
 
@@ -125,19 +141,20 @@ def _mixed_widths(scene: Scene) -> Proposals:
 def _furthest(
     ladder: list[Bits],
     start: int,
-    training: RecoveryTraining | None,
-    predictor: Predictor,
+    form: QuantizeFixedPoint,
     scene: Scene,
+    *,
     lowest: int = 0,
+    predicted: Sequence[float | None] | None = None,
 ) -> Generator[Proposal, Candidate | None, int]:
-    """Try the allocation at `start`, go on from there while it holds the accuracy, else back; returns the last that did.
+    """Try the allocation at `start` in that form, go on while it holds the accuracy, else back; returns the last that did.
 
-    Those before `lowest` are known to hold it.
+    Those before `lowest` are not tried; `predicted` has the drop that each place of the ladder was predicted to cost.
     """
     low, high, place, stride = lowest, len(ladder) - 1, start, max(1, len(ladder) // 16)
     while low <= high:
-        step = QUANTIZATION.model_copy(update={"layer_bits": ladder[place], "training": training})
-        made = yield Proposal((step,), predictor.known_drop_of(ladder[place]))
+        step = form.model_copy(update={"layer_bits": ladder[place]})
+        made = yield Proposal((step,), None if predicted is None else predicted[place])
         if made is not None and made.drop_bound_pp <= scene.goal.max_accuracy_drop_pp:
             low = place + 1
         else:

@@ -9,12 +9,11 @@ import pytest
 
 from jobs.eligibility import SEARCHED_KINDS
 from jobs.inspection import Eligibility, LayerInfo, ModelInspection
-from jobs.recipe import PruneWinograd, QuantizeFixedPoint, RecoveryTraining
+from jobs.recipe import PruneWinograd, QuantizeFixedPoint
 from jobs.report import Candidate
 from jobs.request import Goal
 from workers.bench import Bench
-from workers.search.allocation import Bits
-from workers.search.predictor import Predictor
+from workers.search.predictor import QUANTIZATION
 from workers.search.proposals import Proposal, Proposals, Scene, _furthest, proposals
 
 
@@ -49,13 +48,6 @@ def asked(given: Proposals, answer: Callable[[Proposal], Candidate | None]) -> l
         return found
 
 
-class _Known:
-    """A predictor that has nothing to say."""
-
-    def known_drop_of(self, bits: Bits) -> float | None:
-        return None
-
-
 @pytest.mark.parametrize("size", [1, 2, 17, 80])
 def test_ladder_is_climbed_to_its_last_place_that_holds_from_wherever_it_starts(size: int) -> None:
     ladder = [{"conv": place} for place in range(size)]
@@ -69,7 +61,7 @@ def test_ladder_is_climbed_to_its_last_place_that_holds_from_wherever_it_starts(
                 tried.append(step.layer_bits["conv"])
                 return came_to(0.5 if tried[-1] <= last else 2.0)
 
-            climbed = _furthest(ladder, start, None, cast("Predictor", _Known()), scene(("quantize_fixed_point",)))
+            climbed = _furthest(ladder, start, QUANTIZATION, scene(("quantize_fixed_point",)))
             asked(climbed, answer)  # type: ignore[arg-type]  # it returns the place, too
             assert max((place for place in tried if place <= last), default=-1) == last
             assert len(tried) == len(set(tried)) <= 14
@@ -77,7 +69,7 @@ def test_ladder_is_climbed_to_its_last_place_that_holds_from_wherever_it_starts(
 
 def test_places_known_to_hold_are_not_tried_again() -> None:
     ladder = [{"conv": place} for place in range(20)]
-    climbed = _furthest(ladder, 12, RecoveryTraining(), cast("Predictor", _Known()), scene(()), lowest=10)
+    climbed = _furthest(ladder, 12, QUANTIZATION, scene(()), lowest=10)
     tried = [proposal.recipe[0] for proposal in asked(climbed, lambda _: came_to(2.0))]  # type: ignore[arg-type]
     places = [step.layer_bits["conv"] for step in tried if isinstance(step, QuantizeFixedPoint)]
     assert places[0] == 12
@@ -86,12 +78,15 @@ def test_places_known_to_hold_are_not_tried_again() -> None:
 
 def test_latency_in_onnxruntime_is_of_integers_and_retrained_only_where_they_lose_too_much() -> None:
     given = scene(("quantize_fixed_point",), learns=True, minimise="latency")
-    assert len(asked(proposals(given), lambda _: came_to(0.1))) == 1
-    plain, trained = asked(proposals(given), lambda _: came_to(3.0))
-    assert isinstance(plain.recipe[0], QuantizeFixedPoint)
-    assert plain.recipe[0].training is None
-    assert isinstance(trained.recipe[0], QuantizeFixedPoint)
-    assert trained.recipe[0].training is not None
+    assert len(asked(proposals(given), lambda _: came_to(0.1))) == 2
+    steps = [proposal.recipe[0] for proposal in asked(proposals(given), lambda _: came_to(3.0))]
+    assert [isinstance(step, QuantizeFixedPoint) and step.training is not None for step in steps] == [
+        False,
+        False,
+        True,
+    ]
+    lengths = [step.activation_lengths for step in steps if isinstance(step, QuantizeFixedPoint)]
+    assert lengths == ["per_channel", "per_layer", "per_channel"]
 
 
 @pytest.mark.parametrize(("learns", "count"), [(False, 6), (True, 10)])
