@@ -125,6 +125,8 @@ def _spread(_: argparse.Namespace) -> Iterator[tuple[int, int, dict[str, Any]]]:
         yield 8, 8, {"activation_lengths": lengths, "align": "retune_opt", **PLAIN}
         for planes in ("per_output_channel", "per_plane"):
             yield 8, 8, {"activation_lengths": lengths, "weight_lengths": planes, "align": "shift", **PLAIN}
+        yield 8, 8, {"activation_lengths": lengths, "align": "retune_opt", "equalise": True, **PLAIN}
+        yield 8, 8, {"activation_lengths": lengths, "align": "shift", "equalise": True, **PLAIN}
 
 
 @dataclass(frozen=True)
