@@ -120,8 +120,7 @@ def _pruned(scene: Scene) -> Proposals:
 
 
 def _mixed_widths(scene: Scene) -> Proposals:
-    """8 bits, then the narrowest allocation that holds the accuracy; the same and narrower ones with one length a tensor, and with
-    training; last method Q's own."""
+    """8 bits, then the narrowest allocation that holds the accuracy, without training and with it; last method Q's own."""
     yield Proposal((QUANTIZATION,))
     predictor = Predictor(scene.bench, scene.goal, scene.folder, scene.check_time)
     ladder = predictor.ladder()
@@ -129,7 +128,6 @@ def _mixed_widths(scene: Scene) -> Proposals:
     place = _narrowest(len(ladder), lambda number: predictor.drop_of(ladder[number]) <= drop)
     predicted = [predictor.known_drop_of(bits) for bits in ladder]
     place = yield from _furthest(ladder, place, QUANTIZATION, scene, predicted=predicted)
-    yield from _furthest(ladder, max(0, place), ONE_LENGTH, scene, lowest=max(0, place))
     if scene.learns:
         # Training makes up for some of what is lost beyond.
         trained = QUANTIZATION.model_copy(update={"training": RecoveryTraining()})
