@@ -1,6 +1,5 @@
 """Methods W and F together: pruned Winograd convolutions in integers (METHODS 6.3)."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -45,14 +44,6 @@ class Residual(nn.Module):
 
 
 LAYERS = ("stem", "one", "two", "last")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
