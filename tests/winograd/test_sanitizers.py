@@ -1,14 +1,22 @@
-"""The C interface under the address and undefined-behaviour sanitizers: csrc/tests/test_convolve.cpp draws the convolutions."""
+"""The C interface under the address and undefined-behaviour sanitizers.
+
+csrc/tests/test_convolve.cpp draws convolutions; csrc/tests/test_integer_network.cpp takes networks of integers that are drawn here.
+"""
 
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.winograd.integer_networks import images_for, random_network
+from winograd import integer_reference
+
+NETWORKS = 40
 SOURCE = Path(__file__).parents[2] / "winograd"
 # make setup puts cmake and ninja beside this Python.
 PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
@@ -19,24 +27,42 @@ COMPILER = next(
 
 @pytest.fixture(scope="module")
 def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The C++ test with sanitizers, built from the sources as they are now."""
+    """The folder of the C++ tests with sanitizers, built from the sources as they are now."""
     if COMPILER is None:
         pytest.skip("there is no C++ compiler")
     build = tmp_path_factory.mktemp("sanitized")
     options = ["WINOGRAD_SANITIZE=ON", "WINOGRAD_TESTS=ON", "WINOGRAD_CUDA=OFF", "WINOGRAD_TORCH=OFF"]
     definitions = [f"-D{option}" for option in options]
     _run("cmake", "-S", str(SOURCE), "-B", str(build), "-G", "Ninja", *definitions)
-    _run("cmake", "--build", str(build), "--target", "test_convolve")
-    return build / "csrc" / "tests" / "test_convolve"
+    _run("cmake", "--build", str(build), "--target", "test_convolve", "test_integer_network")
+    return build / "csrc" / "tests"
 
 
 @pytest.mark.slow
 def test_convolutions_are_right_and_touch_only_their_own_memory(sanitized: Path) -> None:
-    # The leak checker traces, which containers forbid; the test itself checks that all workspace is given back.
-    output = _run(str(sanitized), "200", ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1")
+    assert _checks_passed(str(sanitized / "test_convolve"), "200") > 1000
+
+
+@pytest.mark.slow
+def test_integer_networks_are_right_and_touch_only_their_own_memory(sanitized: Path, tmp_path: Path) -> None:
+    cases = tmp_path / "cases"
+    with cases.open("wb") as file:
+        for seed in range(NETWORKS):
+            program = random_network(seed, steps=3, size=7)
+            images = images_for(program, 2, seed)
+            outputs = integer_reference.run(program, images)
+            written = program.to_bytes()
+            file.write(struct.pack("<4q", len(written), len(images), images[0].numel(), outputs.shape[1]) + written)
+            file.write(images.numpy().tobytes() + outputs.numpy().tobytes())
+    assert _checks_passed(str(sanitized / "test_integer_network"), str(cases), "30") > 10 * NETWORKS
+
+
+def _checks_passed(*command: str) -> int:
+    # The leak checker traces, which containers forbid; the test of convolutions checks that all workspace is given back.
+    output = _run(*command, ASAN_OPTIONS="detect_leaks=0", UBSAN_OPTIONS="print_stacktrace=1")
     counted = re.search(r"^(\d+) passed, 0 failed$", output, re.MULTILINE)
     assert counted is not None
-    assert int(counted[1]) > 1000
+    return int(counted[1])
 
 
 def _run(*command: str, **environment: str) -> str:

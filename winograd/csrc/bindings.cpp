@@ -1,7 +1,7 @@
 // The operators of torch.ops.winograd on CPU tensors: arguments to pointers, and nothing else.
 //
 // registration.py defines the schemas and what plain torch does for them; this registers faster code under the same names.
-// float32 is computed here. For every other type, and while the reference is forced, `winograd::reference_<name>` is called.
+// float32, and networks of integers, are computed here. For every other type, and while the reference is forced, `winograd::reference_<name>` is called.
 // The arguments are checked again, so that calling torch.ops.winograd with nonsense ends in an exception.
 #include <algorithm>
 
@@ -134,6 +134,54 @@ Tensor conv2d_packed(const Tensor &input, const Tensor &packed, const Tensor &po
   return convolve(packing, problem, input, dense(packed), bias, residual, activation, blocking);
 }
 
+// ---- Networks of integers ----------------------------------------------------------------------------------------
+
+bool reference_is_wanted() { return reference_is_forced.load(std::memory_order_relaxed); }
+
+void require_bytes(const Tensor &x, const char *name) {
+  require_dimensions(x, 1, name, "its bytes, one after the other");
+  if (x.scalar_type() != ScalarType::Byte || !x.is_cpu()) refuse(name, " must be of uint8 and lie on the CPU.");
+}
+
+Tensor prepare_integer_network(const Tensor &program) {
+  if (reference_is_wanted()) return call_reference("winograd::reference_prepare_integer_network", program);
+  require_bytes(program, "program");
+  const Tensor own = dense(program);
+  const auto prepare = [&](uint8_t *prepared, int64_t room) {
+    const int64_t bytes = winograd_prepare_integer_network(own.const_data_ptr<uint8_t>(), own.size(0), prepared, room);
+    if (bytes < 0) refuse(winograd_last_error());
+    return bytes;
+  };
+  const Tensor prepared = new_tensor<1>({prepare(nullptr, 0)}, {1}, aoti_torch_dtype_uint8());
+  prepare(prepared.mutable_data_ptr<uint8_t>(), prepared.size(0));
+  return prepared;
+}
+
+Tensor integer_network_prepared(const Tensor &input, const Tensor &prepared, int64_t outputs) {
+  if (reference_is_wanted()) return call_reference("winograd::reference_integer_network_prepared", input, prepared, outputs);
+  require_bytes(prepared, "prepared");
+  require_dimensions(input, 4, "input", "[N, C, H, W]");
+  const bool is_float = input.scalar_type() == ScalarType::Float;
+  if ((!is_float && input.scalar_type() != ScalarType::Int) || !input.is_cpu()) refuse("input must be of float32 or int32 and lie on the CPU.");
+  const Tensor network = dense(prepared), images = dense(input);
+  int64_t shape[3], made = 0;
+  check(winograd_integer_network_shape(network.const_data_ptr<uint8_t>(), network.size(0), shape, &made));
+  if (input.size(1) != shape[0] || input.size(2) != shape[1] || input.size(3) != shape[2])
+    refuse("input has shape ", shape_of(input), "; the network takes [N, ", shape[0], ", ", shape[1], ", ", shape[2], "].");
+  if (outputs != made) refuse("outputs is ", outputs, "; the network has ", made, ".");
+  const Tensor output = new_tensor<2>({input.size(0), outputs}, {outputs, 1}, aoti_torch_dtype_int32());
+  const winograd_threads threads{as_int32(torch::stable::get_num_threads(), "the number of threads"), run_on_torch_threads, nullptr};
+  const void *const start = is_float ? static_cast<const void *>(images.const_data_ptr<float>()) : images.const_data_ptr<int32_t>();
+  check(winograd_run_integer_network(network.const_data_ptr<uint8_t>(), network.size(0), input.size(0), start, is_float,
+                                     output.mutable_data_ptr<int32_t>(), &threads));
+  return output;
+}
+
+Tensor integer_network(const Tensor &input, const Tensor &program, int64_t outputs) {
+  if (reference_is_wanted()) return call_reference("winograd::reference_integer_network", input, program, outputs);
+  return integer_network_prepared(input, prepare_integer_network(program), outputs);
+}
+
 }  // namespace
 }  // namespace winograd::bindings
 
@@ -144,6 +192,9 @@ STABLE_TORCH_LIBRARY_IMPL(winograd, CPU, library) {
   library.impl("pack_filters", TORCH_BOX(&pack_filters));
   library.impl("conv2d_packed", TORCH_BOX(&conv2d_packed<kWeights>));
   library.impl("conv2d_packed_filters", TORCH_BOX(&conv2d_packed<kFilters>));
+  library.impl("prepare_integer_network", TORCH_BOX(&prepare_integer_network));
+  library.impl("integer_network", TORCH_BOX(&integer_network));
+  library.impl("integer_network_prepared", TORCH_BOX(&integer_network_prepared));
 }
 
 // For winograd.library: 1 sends all calls to plain torch, 0 no longer.

@@ -86,6 +86,26 @@ WINOGRAD_API int winograd_conv2d(const winograd_problem *problem, const winograd
 WINOGRAD_API int winograd_conv2d_from_filters(const winograd_problem *problem, const winograd_operands *operands,
                                  const winograd_blocking *blocking, const winograd_threads *threads);
 
+/* ---- Networks of integers on CPU --------------------------------------------------------------------------------
+ *
+ * A program is a whole network of fixed-point integers: tensors of at most 8 bits, weights of 8 bits, sums of 32 bits, shifts.
+ * Its format, and what each operation computes, is in integer_program.py; words are int32 in little-endian order. Sums wrap
+ * at 32 bits: whoever writes a program proves that they don't need to. Any bytes may be passed: what is no program is refused.
+ *
+ * Preparing packs weights and lays out memory. It returns the bytes of the prepared network, and fills `prepared` (aligned to
+ * 16 bytes) unless that is null; -1 where it fails. A prepared network has no pointers in it, may be copied, and is taken by the
+ * process that made it only. */
+WINOGRAD_API int64_t winograd_prepare_integer_network(const uint8_t *program, int64_t bytes, uint8_t *prepared, int64_t room);
+WINOGRAD_API int winograd_integer_network_shape(const uint8_t *prepared, int64_t bytes, int64_t *input /* C H W */, int64_t *outputs);
+
+/* Input is N C H W of float (quantized here) or of int32, output N x outputs in the order C H W. */
+WINOGRAD_API int winograd_run_integer_network(const uint8_t *prepared, int64_t bytes, int64_t batch, const void *input, int32_t is_float,
+                                 int32_t *output, const winograd_threads *threads);
+
+/* Whether networks may be computed in tile registers (AMX), to compare; and whether they are, with "avx512". */
+WINOGRAD_API void winograd_integer_allow_tiles(int32_t allowed);
+WINOGRAD_API int winograd_integer_tiles_in_use(void);
+
 /* Operations that all calls of the process have executed since the last reset (claim element W-8): GEMMs are counted once
  * for each call, image group and kept position; multiplications are those inside them. */
 WINOGRAD_API void winograd_operation_counts(uint64_t *gemms, uint64_t *multiplications);

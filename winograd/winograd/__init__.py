@@ -7,6 +7,7 @@ which of them is active.
 """
 
 from winograd import library
+from winograd.integer_program import IntegerProgram
 from winograd.library import info
 from winograd.matrices import WinogradMatrices, winograd_matrices
 from winograd.module import WinogradConv2d
@@ -19,6 +20,7 @@ from winograd.replace_convolutions import replace_convolutions
 library.load()  # over the operators, which `ops` has defined
 
 __all__ = [
+    "IntegerProgram",
     "Packed",
     "PackedConv2d",
     "PreparedNetwork",

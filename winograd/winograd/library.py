@@ -130,6 +130,28 @@ def reset_native_operation_counts() -> None:
         core.winograd_reset_operation_counts()
 
 
+@contextmanager
+def without_tiles() -> Iterator[None]:
+    """Let networks of integers do without the processor's tile registers (AMX) during a block, to compare results or speed.
+
+    What is not there can be done without: nothing changes then.
+    """
+    core = _library().core
+    if core is not None:
+        core.winograd_integer_allow_tiles(0)
+    try:
+        yield
+    finally:
+        if core is not None:
+            core.winograd_integer_allow_tiles(1)
+
+
+def has_tiles() -> bool:
+    """Return whether networks of integers are computed in tile registers (AMX), where `implementation()` is avx512."""
+    core = _library().core
+    return core is not None and implementation() == "avx512" and bool(core.winograd_integer_tiles_in_use())
+
+
 def workspace_bytes() -> int:
     """Return how much memory compiled code keeps for its next calls."""
     core = _library().core

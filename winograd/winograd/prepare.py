@@ -5,7 +5,8 @@
         scores = model(images)
 
 `winograd::conv2d`, as it stands in a file, packs its weights anew in every call. Here they are packed once, additions and ReLUs
-happen where convolutions write their outputs, and images stay in channels_last between them.
+happen where convolutions write their outputs, and images stay in channels_last between them. The program of a
+`winograd::integer_network` is packed once too.
 """
 
 import os
@@ -19,6 +20,9 @@ from winograd import ops
 from winograd.fuse_epilogues import CONV2D, Conv2dCall, fuse_epilogues, may_write
 from winograd.keep_channels_last import keep_channels_last
 from winograd.packed_conv2d import PackedConv2d
+from winograd.prepared_integer_network import PreparedIntegerNetwork
+
+INTEGER_NETWORK = torch.ops.winograd.integer_network.default
 
 Held = dict[str, Any]  # what the graph reads and calls, by name: tensors, modules, whatever torch.export puts there
 
@@ -35,10 +39,10 @@ def load(file: str | os.PathLike[str] | IO[bytes]) -> "PreparedNetwork":
 def prepare(network: nn.Module) -> "PreparedNetwork":
     """Return a copy of a network from torch.export for inference, in which Winograd convolutions run as fast as they can.
 
-    `network` is a graph of ATen operators and `winograd::conv2d`, such as torch.export.load(path).module(); it stays as it is,
-    and shares with the copy what both need. The copy gives the same numbers, up to the rounding of sums. It is for the device
-    that the weights are on, and for the implementation that runs now (see `winograd.info`). Raises TypeError for anything that
-    is no graph.
+    `network` is a graph of ATen operators, `winograd::conv2d` and `winograd::integer_network`, such as
+    torch.export.load(path).module(); it stays as it is, and shares with the copy what both need. The copy gives the same
+    numbers, up to the rounding of sums. It is for the device that the weights are on, and for the implementation that runs now
+    (see `winograd.info`). Raises TypeError for anything that is no graph.
     """
     if not isinstance(network, fx.GraphModule):
         raise TypeError(
@@ -128,7 +132,7 @@ def _add_checks(graph: fx.Graph) -> None:
 
 
 def _pack(graph: fx.Graph, held: Held) -> None:
-    """Replace calls on weights that never change by modules that hold them packed, each weights once."""
+    """Replace calls on weights and programs that never change by modules that hold them packed, each once."""
     written = {
         str(read.target)
         for node in graph.nodes
@@ -136,6 +140,11 @@ def _pack(graph: fx.Graph, held: Held) -> None:
         for read in node.all_input_nodes
         if read.op == "get_attr"
     }
+    _pack_convolutions(graph, held, written)
+    _pack_integer_networks(graph, held, written)
+
+
+def _pack_convolutions(graph: fx.Graph, held: Held, written: set[str]) -> None:
     packed: dict[tuple[object, ...], ops.Packed] = {}
     for node in list(graph.nodes):
         if node.target is not CONV2D:
@@ -151,9 +160,31 @@ def _pack(graph: fx.Graph, held: Held) -> None:
         held[name] = PackedConv2d(packed[key], bias, padding=call.padding, activation=call.activation)
         with graph.inserting_before(node):
             convolved = graph.call_module(name, (call.input,) if call.residual is None else (call.input, call.residual))
-        convolved.meta = dict(node.meta)
-        node.replace_all_uses_with(convolved)
-        graph.erase_node(node)
+        _replace(node, convolved)
+
+
+def _pack_integer_networks(graph: fx.Graph, held: Held, written: set[str]) -> None:
+    names: dict[tuple[int, int], str] = {}
+    for node in graph.find_nodes(op="call_function", target=INTEGER_NETWORK):
+        given = dict(zip(("input", "program", "outputs"), node.args, strict=False)) | node.kwargs
+        read = given["program"]
+        assert isinstance(read, fx.Node)
+        program = _constant(read, held, written)
+        if program is None:
+            continue
+        key = id(program), given["outputs"]
+        if key not in names:
+            names[key] = _free_name(str(read.target), held)
+            held[names[key]] = PreparedIntegerNetwork(program, given["outputs"])
+        with graph.inserting_before(node):
+            called = graph.call_module(names[key], (given["input"],))
+        _replace(node, called)
+
+
+def _replace(node: fx.Node, other: fx.Node) -> None:
+    other.meta = dict(node.meta)
+    node.replace_all_uses_with(other)
+    node.graph.erase_node(node)
 
 
 def _constant(node: fx.Node | None, held: Held, written: set[str]) -> Tensor | None:
@@ -165,7 +196,7 @@ def _constant(node: fx.Node | None, held: Held, written: set[str]) -> Tensor | N
 
 
 def _free_name(weights: str, held: Held) -> str:
-    """A name for the convolution, on the top level, where torch finds it fastest: layer1_0_conv1 for layer1.0.conv1.weight."""
+    """A name for what reads them, on the top level, where torch finds it fastest: layer1_0_conv1 for layer1.0.conv1.weight."""
     name = wanted = weights.rpartition(".")[0].replace(".", "_") or weights
     count = 0
     while any(taken == name or taken.startswith(f"{name}.") for taken in held):

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winograd import arguments, reference
+from winograd import arguments, integer_operators, reference
 from winograd.arguments import output_shape
 from winograd.matrices import FILTER_SIZE
 
@@ -28,6 +28,7 @@ SCHEMAS = {
     "pack_filters": "(Tensor filters, int[] positions, int m, int kernel_groups=1, int groups=1) -> Tensor",
     "conv2d_packed": PACKED,
     "conv2d_packed_filters": PACKED,
+    **integer_operators.SCHEMAS,
 }
 
 
@@ -211,6 +212,7 @@ DEFAULTS: dict[str, Callable[..., Tensor]] = {
     "pack_filters": _default_pack_filters,
     "conv2d_packed": _default_conv2d_packed,
     "conv2d_packed_filters": _default_conv2d_packed_filters,
+    **integer_operators.DEFAULTS,
 }
 FAKES: dict[str, Callable[..., Tensor]] = {
     "conv2d": _fake_conv2d,
@@ -218,6 +220,7 @@ FAKES: dict[str, Callable[..., Tensor]] = {
     "pack_filters": _fake_pack,
     "conv2d_packed": _fake_conv2d_packed,
     "conv2d_packed_filters": _fake_conv2d_packed,
+    **integer_operators.FAKES,
 }
 
 

@@ -1,0 +1,2 @@
+#define WINOGRAD_VARIANT avx2
+#include "integer_steps.hpp"

@@ -1,0 +1,2 @@
+#define WINOGRAD_VARIANT avx512
+#include "integer_steps.hpp"

@@ -1,0 +1,2 @@
+#define WINOGRAD_VARIANT portable
+#include "integer_steps.hpp"
