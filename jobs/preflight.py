@@ -19,6 +19,7 @@ from jobs.eligibility import (
     searched_layers,
     why_not,
     why_not_in_integers,
+    winograd_layers,
 )
 from jobs.folder import Compress
 from jobs.inspection import DatasetInspection, ModelInspection
@@ -34,6 +35,8 @@ from jobs.recipe import (
 from jobs.request import Goal, JobRequest, Limits, OutputFormat, Preprocess, Target
 
 OPENED_FORMATS: dict[str, OutputFormat] = {"onnxruntime": "onnx", "torch": "pt2"}
+# Written of networks in integers only; called so in sentences.
+OF_INTEGERS: dict[OutputFormat, str] = {"c": "C source is", "pt2_integers": "pt2_integers is"}
 
 _INPUT_DTYPES = ("float16", "float32", "float64", "uint8")
 
@@ -73,7 +76,7 @@ def check_recipe(
     ]
     for index, step in enumerate(recipe):
         problems += _step_problems(f"/recipe/{index}", step, recipe, data, model)
-    return problems + _order_problems(recipe, outputs)
+    return problems + _order_problems(recipe, outputs) + _operator_problems(recipe, outputs, model)
 
 
 def check_goal(
@@ -278,7 +281,7 @@ def _nothing_to_search(model: ModelInspection) -> list[Problem]:
 def _target_problems(outputs: Sequence[OutputFormat], target: Target) -> list[Problem]:
     """A goal is about one file, the one that its target runs."""
     opened = OPENED_FORMATS[target.runtime]
-    if opened in outputs:
+    if opened in outputs or (target.runtime == "torch" and "pt2_integers" in outputs):
         return []
     others = [runtime for runtime, form in OPENED_FORMATS.items() if form in outputs]
     instead = f', or say "target": {{"runtime": "{others[0]}"}}' if others else ""
@@ -294,15 +297,17 @@ def _target_problems(outputs: Sequence[OutputFormat], target: Target) -> list[Pr
 
 def _source_problems(outputs: Sequence[OutputFormat], model: ModelInspection) -> list[Problem]:
     reason = why_not_in_integers(model)
-    if "c" not in outputs or reason is None:
-        return []
-    return [
-        Problem(
-            f"/outputs/{list(outputs).index('c')}",
-            f"C source is written of networks in integers, and this one can't be made of integers: {reason}",
-            'Ask for "onnx" or "pt2" only.',
-        )
-    ]
+    problems = _uploaded_tile_problems(outputs, model)
+    for index, output in enumerate(outputs):
+        if output in OF_INTEGERS and reason is not None:
+            problems.append(
+                Problem(
+                    f"/outputs/{index}",
+                    f"{OF_INTEGERS[output]} written of networks in integers, and this one can't be made of integers: {reason}",
+                    'Ask for "onnx" or "pt2" only.',
+                )
+            )
+    return problems
 
 
 def _deadline_problems(goal: Goal, limits: Limits) -> list[Problem]:
@@ -349,7 +354,7 @@ def _step_problems(
 
 
 def _order_problems(recipe: Sequence[Step], outputs: Sequence[OutputFormat]) -> list[Problem]:
-    """Integers are the end of a network: nothing can work on them, and C is written of nothing else."""
+    """Integers are the end of a network: nothing can work on them, and some files are written of nothing else."""
     problems = _precision_problems(recipe)
     kinds = [step.kind for step in recipe]
     for index, kind in enumerate(kinds[:-1]):
@@ -362,12 +367,76 @@ def _order_problems(recipe: Sequence[Step], outputs: Sequence[OutputFormat]) -> 
                 )
             )
     problems += _tile_problems(recipe)
-    if "c" in outputs and kinds[-1:] != ["quantize_fixed_point"]:
+    for index, output in enumerate(outputs):
+        if output in OF_INTEGERS and kinds[-1:] != ["quantize_fixed_point"]:
+            problems.append(
+                Problem(
+                    f"/outputs/{index}",
+                    f"{OF_INTEGERS[output]} written of networks in integers, and the recipe doesn't end in one.",
+                    'End the recipe with {"kind": "quantize_fixed_point"}, or ask for "onnx" or "pt2".',
+                )
+            )
+    return problems
+
+
+def _operator_problems(
+    recipe: Sequence[Step], outputs: Sequence[OutputFormat], model: ModelInspection
+) -> list[Problem]:
+    """The operator that runs a whole network in integers multiplies bytes, in direct convolutions."""
+    if "pt2_integers" not in outputs:
+        return []
+    problems = _uploaded_tile_problems(outputs, model)
+    for index, step in enumerate(recipe):
+        if isinstance(step, PruneWinograd):
+            problems.append(
+                Problem(
+                    f"/recipe/{index}",
+                    "pt2_integers computes direct convolutions in integers, and prune_winograd makes Winograd convolutions.",
+                    'Leave prune_winograd out, or ask for "c", "onnx" or "pt2".',
+                )
+            )
+        if isinstance(step, QuantizeFixedPoint):
+            problems += _width_problems(f"/recipe/{index}", step)
+    return problems
+
+
+def _uploaded_tile_problems(outputs: Sequence[OutputFormat], model: ModelInspection) -> list[Problem]:
+    names = winograd_layers(model)
+    if "pt2_integers" not in outputs or not names:
+        return []
+    return [
+        Problem(
+            f"/outputs/{list(outputs).index('pt2_integers')}",
+            f"pt2_integers computes direct convolutions in integers, and the model's {names[0]!r} is a Winograd convolution.",
+            'Ask for "c", "onnx" or "pt2".',
+        )
+    ]
+
+
+def _width_problems(pointer: str, step: QuantizeFixedPoint) -> list[Problem]:
+    """What makes factors wider than a byte for certain; whether shifted weights stay narrow shows only in the network."""
+    problems = []
+    asked = {
+        "activation_bits": step.activation_bits,
+        "weight_bits": step.weight_bits,
+        "layer_bits": max(step.layer_bits.values(), default=0),
+    }
+    for name, bits in asked.items():
+        if bits > 8:
+            problems.append(
+                Problem(
+                    f"{pointer}/{name}",
+                    f"pt2_integers computes with numbers of 8 bits at most, and {name} asks for {bits}.",
+                    'Ask for 8 bits or fewer, or for "c", "onnx" or "pt2".',
+                )
+            )
+    differ = step.activation_lengths == "per_channel" or step.weight_lengths == "per_plane"
+    if step.align == "shift" and differ and step.weight_bits == 8 and not step.layer_bits:
         problems.append(
             Problem(
-                f"/outputs/{list(outputs).index('c')}",
-                "C source is written of networks in integers, and the recipe doesn't end in one.",
-                'End the recipe with {"kind": "quantize_fixed_point"}, or ask for "onnx" or "pt2".',
+                f"{pointer}/align",
+                "pt2_integers computes with weights of 8 bits at most, and 8 bits shifted to where partial sums meet take more.",
+                'Ask for "align": "retune_opt", or for one length a layer ("activation_lengths": "per_layer").',
             )
         )
     return problems

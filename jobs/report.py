@@ -96,7 +96,7 @@ class DeliveredFile(Part):
     """One artifact, reloaded in a fresh process by the runtime that a user would use, and measured there."""
 
     name: str
-    format: Literal["onnx", "pt2", "pt2_standard", "c"]
+    format: Literal["onnx", "pt2", "pt2_standard", "pt2_integers", "c"]
     sha256: str
     size: FileSize
     accuracy: Accuracy | None
@@ -110,7 +110,8 @@ class DeliveredFile(Part):
         default=None, description="95 % bootstrap interval of that ratio."
     )
     comparisons: tuple[Comparison, ...] = Field(
-        default=(), description="With the original in each runtime, on one and on all threads; of Winograd networks."
+        default=(),
+        description="With the original in each runtime, on one and on all threads; of Winograd networks and of pt2_integers.",
     )
     executed: ExecutedOperations | None = Field(
         default=None, description="Of files whose Winograd convolutions are run by an operator that counts."

@@ -12,7 +12,7 @@ from jobs.recipe import Schema, Step
 
 ModelId = Annotated[str, StringConstraints(pattern=r"^mdl_[0-9a-z]{26}$")]
 DatasetId = Annotated[str, StringConstraints(pattern=r"^dst_[0-9a-z]{26}$")]
-OutputFormat = Literal["onnx", "pt2", "pt2_standard", "c"]
+OutputFormat = Literal["onnx", "pt2", "pt2_standard", "pt2_integers", "c"]
 
 
 class DataRoles(Schema):
@@ -115,10 +115,10 @@ class JobRequest(Schema):
     outputs: tuple[OutputFormat, ...] = Field(
         default=("onnx", "pt2"),
         min_length=1,
-        max_length=4,
+        max_length=5,
         description="Files to deliver. pt2_standard: a .pt2 file in torch's own operators only, for who can't install winograd "
-        "(other networks are the same in both). c: C99 source without dependencies, of networks that end in integers "
-        "(quantize_fixed_point).",
+        "(other networks are the same in both). pt2_integers: a .pt2 file that computes in 8-bit integers, as one operator of "
+        "winograd. c: C99 source without dependencies. These two are of networks that end in integers (quantize_fixed_point).",
     )
     target: Target = Target()
     metadata: dict[

@@ -1,8 +1,9 @@
 """Writes the delivered files, reloads each in a fresh process and measures it there. The test images are first looked at here."""
 
+import math
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, assert_never
@@ -10,9 +11,10 @@ from typing import Literal, assert_never
 import numpy as np
 import torch
 
-from jobs.errors import VerificationFailed
+from jobs.errors import RecipeRefused, VerificationFailed
 from jobs.folder import Compress
-from jobs.report import Accuracy, DeliveredFile, IntegerNetworkReport, MemoryUse
+from jobs.preflight import OPENED_FORMATS
+from jobs.report import Accuracy, DeliveredFile, ExecutedOperations, IntegerNetworkReport, MemoryUse
 from jobs.request import OutputFormat
 from workers.bench import Bench
 from workers.checkpoints import State, sha256_of
@@ -20,6 +22,7 @@ from workers.datasets.roles import Part
 from workers.fixed_point.compile_c import find_compiler
 from workers.fixed_point.network import InputTransform, IntegerNetwork
 from workers.fixed_point.pack_weights import with_stored_integers
+from workers.fixed_point.program_graph import with_program
 from workers.fixed_point.run import IntegerRunner
 from workers.fixed_point.write_c import write_c
 from workers.fixed_point.write_qdq import QdqReport, write_qdq
@@ -32,7 +35,7 @@ from workers.measurement.verify import Conditions, Original, Verified, classes, 
 from workers.measurement.verify_c import run_c_source
 from workers.models.graph import ModelGraph
 from workers.models.lower_winograd import has_winograd, lower_winograd
-from workers.models.tail import without_tail
+from workers.models.tail import logits_of, without_tail
 from workers.models.write_onnx import write_onnx
 from workers.models.write_pt2 import write_pt2
 
@@ -43,12 +46,14 @@ MEDIA_TYPES: dict[OutputFormat, str] = {
     "onnx": "application/onnx",
     "pt2": "application/zip",
     "pt2_standard": "application/zip",
+    "pt2_integers": "application/zip",
     "c": "application/zip",
 }
 FILE_NAMES: dict[OutputFormat, str] = {
     "onnx": "model.onnx",
     "pt2": "model.pt2",
     "pt2_standard": "model.standard.pt2",
+    "pt2_integers": "model.integers.pt2",
     "c": "model.c.zip",
 }
 
@@ -76,7 +81,7 @@ def write_state(state: State, path: Path, form: OutputFormat, *, pack_zeros: boo
     """Write what the recipe has led to."""
     integers = state.integers
     if integers is None:
-        assert form != "c", "preflight asks for integers"
+        assert form != "c" and form != "pt2_integers", "preflight asks for integers"
         if form == "pt2_standard":
             write_pt2(lower_winograd(state.graph), path, pack_zeros=pack_zeros)
         else:
@@ -89,11 +94,59 @@ def write_state(state: State, path: Path, form: OutputFormat, *, pack_zeros: boo
         case "pt2" | "pt2_standard":
             write_pt2(with_stored_integers(state.graph, integers), path, pack_zeros=True)
             return Written()
+        case "pt2_integers":
+            write_pt2(with_program(state.graph, integers), path, pack_zeros=True)
+            return Written()
         case "c":
             source = write_c(integers, path, name="model", example=None)
             return Written(MemoryUse(flash_bytes=source.flash_bytes, ram_bytes=source.ram_bytes))
         case _:
             assert_never(form)
+
+
+def write_all(
+    state: State, outputs: Sequence[OutputFormat], folder: Path, *, pack_zeros: bool
+) -> tuple[dict[OutputFormat, Written], list[str]]:
+    """Write all these files, and what is to be said of those that this network can't be.
+
+    Whether integers can be one operator shows only once there are any; the other files are delivered then. Raises
+    `RecipeRefused` where there are no others.
+    """
+    written: dict[OutputFormat, Written] = {}
+    missing: list[str] = []
+    for form in outputs:
+        try:
+            written[form] = write_state(state, folder / FILE_NAMES[form], form, pack_zeros=pack_zeros)
+        except RecipeRefused as refused:
+            if len(outputs) == 1:
+                raise
+            missing.append(f"{FILE_NAMES[form]} was asked for, but not written. {refused}")
+    return written, missing
+
+
+def opened_format(runtime: str, outputs: Sequence[OutputFormat], state: State) -> OutputFormat:
+    """What the target runtime opens of a network: in torch, the file that computes in integers where there is one."""
+    if runtime == "torch" and state.integers is not None and "pt2_integers" in outputs:
+        return "pt2_integers"
+    return OPENED_FORMATS[runtime]
+
+
+def runtime_form(output: OutputFormat) -> Format:
+    """As what a runtime opens a file."""
+    assert output != "c", "source is compiled"
+    return "onnx" if output == "onnx" else "pt2"
+
+
+def tolerance_of(state: State, output: OutputFormat) -> float | None:
+    """How far outputs may be from the simulation's, relative to the largest; None for the tolerance of their precision."""
+    if state.integers is None:
+        return None
+    if output == "onnx":
+        # Some sums ONNX Runtime rounds in its own way, and on some processors it lets products saturate.
+        return math.inf
+    if output == "pt2_integers" and logits_of(state.graph) in state.graph.module.graph.output_node().all_input_nodes:
+        return 0.0
+    return None  # what comes after the logits is computed in floating point
 
 
 def _notes_on_kernels(made: QdqReport) -> Iterator[str]:
@@ -129,6 +182,7 @@ class Delivery:
     def __init__(self, job: Compress, folder: Path, uploaded: ModelGraph, state: State, bench: Bench) -> None:
         self._job = job
         self._uploaded = uploaded
+        self._state = state
         self._graph = state.graph
         self._integers = state.integers
         self._upload = folder / job.model.path
@@ -178,32 +232,34 @@ class Delivery:
         """The file's figures, all of them from a fresh process; raises `VerificationFailed` if it doesn't behave."""
         if output == "c":
             return self._measure_c(path, written.memory)
-        form: Format = "onnx" if output == "onnx" else "pt2"
+        form = runtime_form(output)
         counts_gemms = output == "pt2" and has_winograd(self._graph)
         found, notes = None, list(written.notes)
         if form == "onnx" and self._bench.uploaded_format == "onnx":
-            found = self._verify(path, form, original=self._upload, counts_gemms=counts_gemms)
+            found = self._verify(path, output, original=self._upload, counts_gemms=counts_gemms)
             if found.original_error is None:
                 notes.append("Latency is compared with the uploaded file itself.")
             else:
                 notes.append(f"The uploaded file itself could not be timed: {found.original_error}")
         # An uploaded .pt2 is never opened by torch, which would run code that it may hold; Winnow's own copy is.
         if found is None or found.original_error is not None:
-            found = self._verify(path, form, original=self._rewritten(form), counts_gemms=counts_gemms)
+            found = self._verify(path, output, original=self._rewritten(form), counts_gemms=counts_gemms)
             uploaded_form = self._bench.uploaded_format
             notes.append(f"Latency is compared with the uploaded {uploaded_form} model as Winnow writes it to {form}.")
-        if counts_gemms:
+        if output == "pt2_integers":
+            notes.append(_on_integers(found.max_abs_difference))
+        if counts_gemms or output == "pt2_integers":
             notes.append(_how_to_run(path.name))
         if self._latency_batch_size != self._job.target.batch_size:
             notes.append(f"The model takes batches of {self._latency_batch_size} only, so latency is of those.")
         notes += [f"The original could not be compared with: {error}" for error in found.comparison_errors]
-        return self._delivered(path, output, found, notes)
+        return self._delivered(path, output, found, notes, executed=found.executed if counts_gemms else None)
 
     @property
     def _latency_batch_size(self) -> int:
         return self._uploaded.batch_size or self._job.target.batch_size
 
-    def _verify(self, path: Path, form: Format, *, original: Path, counts_gemms: bool) -> Verified:
+    def _verify(self, path: Path, output: OutputFormat, *, original: Path, counts_gemms: bool) -> Verified:
         conditions = Conditions(
             threads=self._job.target.threads,
             batch_size=batch_size_of(self._uploaded),
@@ -214,23 +270,23 @@ class Delivery:
         )
         return verify_file(
             path,
-            form,
+            runtime_form(output),
             inputs=self._inputs,
             expected=self._expected,
             original=original,
             conditions=conditions,
             scratch=self._work,
             gemms=winograd_gemms(self._graph) if counts_gemms else None,
-            # Some sums ONNX Runtime rounds in its own way, and on some processors it lets products saturate.
-            agrees_by_class=self._integers is not None and form == "onnx",
-            compared_with=self._originals(form, original),
+            tolerance=tolerance_of(self._state, output),
+            compared_with=self._originals(output, original),
         )
 
-    def _originals(self, form: Format, original: Path) -> list[Original]:
+    def _originals(self, output: OutputFormat, original: Path) -> list[Original]:
         """The uploaded model in every runtime that matters, on one and on all threads, where speed is what was changed."""
-        if not has_winograd(self._graph):
+        if output != "pt2_integers" and not has_winograd(self._graph):
             return []
-        files: list[tuple[Path, Format]] = [(original, form)]
+        form = runtime_form(output)
+        files = [(original, form)]
         if form == "pt2":
             files.append((self._upload if self._bench.uploaded_format == "onnx" else self._rewritten("onnx"), "onnx"))
         all_threads = len(os.sched_getaffinity(0))
@@ -294,7 +350,15 @@ class Delivery:
             notes=tuple(notes),
         )
 
-    def _delivered(self, path: Path, output: OutputFormat, found: Verified, notes: list[str]) -> DeliveredFile:
+    def _delivered(
+        self,
+        path: Path,
+        output: OutputFormat,
+        found: Verified,
+        notes: list[str],
+        *,
+        executed: ExecutedOperations | None,
+    ) -> DeliveredFile:
         right = classes(found.outputs) == self._targets
         return DeliveredFile(
             name=path.name,
@@ -310,7 +374,7 @@ class Delivery:
             speedup=found.speedup,
             speedup_interval=found.speedup_interval,
             comparisons=found.comparisons,
-            executed=found.executed,
+            executed=executed,
             notes=tuple(notes),
         )
 
@@ -328,6 +392,16 @@ class Delivery:
             stored[filled : filled + len(batch)] = batch.numpy()
             filled += len(batch)
         stored.flush()
+
+
+def _on_integers(largest_difference: float) -> str:
+    """What the file computes, and how near to the network in memory."""
+    if largest_difference == 0:
+        return "It computes in 8-bit integers, and its outputs are those of the network in memory to the last bit."
+    return (
+        "It computes in 8-bit integers; what comes after the logits is in floating point, and differs from the network in memory "
+        f"by up to {largest_difference:.3g}."
+    )
 
 
 def _how_to_run(name: str) -> str:

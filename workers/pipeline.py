@@ -29,7 +29,7 @@ from workers.datasets.dataset import Dataset
 from workers.datasets.preprocess import fit_dataset
 from workers.datasets.read_dataset import read_dataset
 from workers.datasets.roles import RoleFile, assign_roles
-from workers.delivery import FILE_NAMES, MEDIA_TYPES, RUNTIMES, Delivery, device_name, write_state
+from workers.delivery import FILE_NAMES, MEDIA_TYPES, Delivery, device_name, opened_format, write_all
 from workers.measurement.size import file_size, nonzeros, totals
 from workers.models.graph import ModelGraph, layers, parameter
 from workers.models.inspect_model import describe
@@ -41,7 +41,10 @@ from workers.steps import run_steps
 from workers.verdict import judge, notes_on_zeros
 
 ZEROS_ARE_NOT_SPEED = "unstructured zeros do not speed up dense kernels"
-FLOATS_ARE_NOT_FASTER = "in torch, integers are computed as the floating-point numbers that they stand for"
+FLOATS_ARE_NOT_FASTER = (
+    "in torch's own operators, integers are computed as the floating-point numbers that they stand for; pt2_integers is computed "
+    "in integers"
+)
 
 # Where the phases of a job begin and end in its progress; the steps share the middle by number.
 _STEPS_BEGIN, _STEPS_END, _VERIFYING = 0.05, 0.85, 0.87
@@ -75,7 +78,7 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
             kept = work / "checkpoints" / "search"
             found = search(job, bench, inspection, kept, _searching(phases), is_finish_wanted=(folder / FINISH).exists)
             state, steps = found.measuring.run(found.recipe, Phases(lambda _: None))
-        job = job.model_copy(update={"recipe": found.recipe})
+        job = job.model_copy(update={"recipe": found.recipe, "outputs": found.outputs})
     else:
         checkpoints = Checkpoints(work / "checkpoints", job)
         state, steps = run_steps(job.recipe, bench, checkpoints, phases, begin=_STEPS_BEGIN, end=_STEPS_END)
@@ -87,19 +90,20 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
     with phases("writing", _STEPS_END):
         # Zeros are packed only where that makes the file smaller.
         pays = after.bitmap_bytes < after.dense_bytes
-        written = {form: write_state(state, outputs / FILE_NAMES[form], form, pack_zeros=pays) for form in job.outputs}
+        written, missing = write_all(state, job.outputs, outputs, pack_zeros=pays)
 
     with phases("verifying", _VERIFYING):
         delivery = Delivery(job, folder, uploaded, state, bench)
         integers = delivery.check_integers()
         delivered = []
-        for number, form in enumerate(job.outputs):
+        for number, (form, said) in enumerate(written.items()):
             name = FILE_NAMES[form]
-            phases.report("verifying", _VERIFYING + (1 - _VERIFYING) * number / len(job.outputs), name)
-            delivered.append(delivery.measure(outputs / name, form, written[form]))
+            phases.report("verifying", _VERIFYING + (1 - _VERIFYING) * number / len(written), name)
+            delivered.append(delivery.measure(outputs / name, form, said))
         delivery.clean_up()
 
-    judged = next((file for file in delivered if RUNTIMES.get(file.format) == job.target.runtime), delivered[0])
+    opened = opened_format(job.target.runtime, tuple(written), state)
+    judged = next((file for file in delivered if file.format == opened), delivered[0])
     original_size = file_size(upload)
     verdict = judge(
         before=delivery.accuracy_before,
@@ -131,11 +135,11 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
         search=None if found is None else found.report,
         data=tuple(part.as_report() for part in parts.values()),
         provenance=_provenance(job, phases),
-        warnings=(*inspection.warnings, *warnings, *zeros),
+        warnings=(*inspection.warnings, *warnings, *missing, *zeros),
     )
     write_atomically(outputs / "report.json", canonical_json(report))
     phases.event("finished", 1.0)
-    models = (OutputFile(path=FILE_NAMES[form], kind="model", media_type=MEDIA_TYPES[form]) for form in job.outputs)
+    models = (OutputFile(path=FILE_NAMES[form], kind="model", media_type=MEDIA_TYPES[form]) for form in written)
     others = [OutputFile(path="report.json", kind="report", media_type="application/json")]
     if found is not None:
         (outputs / "front.svg").write_text(found.drawing(), encoding="utf-8")

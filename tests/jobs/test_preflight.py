@@ -127,6 +127,43 @@ def test_c_source_is_written_of_integers_only() -> None:
     assert "quantize_fixed_point" in problem.hint
 
 
+@pytest.mark.parametrize(
+    ("recipe", "pointer", "words"),
+    [
+        ((prune(),), "/outputs/1", "the recipe doesn't end in one"),
+        ((fixed_point(activation_bits=9),), "/recipe/0/activation_bits", "asks for 9"),
+        ((fixed_point(weight_bits=10),), "/recipe/0/weight_bits", "asks for 10"),
+        ((fixed_point(layer_bits={"layer1.conv1": 12}),), "/recipe/0/layer_bits", "asks for 12"),
+        ((fixed_point(align="shift"),), "/recipe/0/align", "shifted to where partial sums meet"),
+        ((PruneWinograd(kind="prune_winograd", tile=2), fixed_point()), "/recipe/0", "prune_winograd makes Winograd"),
+    ],
+    ids=str,
+)
+def test_one_operator_is_written_of_8_bit_integers_in_direct_convolutions(
+    recipe: tuple[Step, ...], pointer: str, words: str
+) -> None:
+    (problem,) = check_recipe(recipe, {"selection": data()}, model(), TO_UNIT, ("onnx", "pt2_integers"))
+    assert problem.pointer == pointer
+    assert words in problem.message
+    assert problem.hint is not None
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"weight_bits": 4, "align": "shift"}, {"align": "shift", "activation_lengths": "per_layer"}]
+)
+def test_one_operator_is_written_of_what_may_have_8_bits(options: dict[str, Any]) -> None:
+    assert check_recipe((fixed_point(**options),), {"selection": data()}, model(), TO_UNIT, ("pt2_integers",)) == []
+
+
+def test_one_operator_is_not_written_of_uploaded_winograd_convolutions() -> None:
+    network = model(layers=(layer("conv").model_copy(update={"kind": "winograd_conv2d"}),))
+    (problem,) = check_recipe((fixed_point(),), {"selection": data()}, network, TO_UNIT, ("pt2_integers",))
+    assert problem.pointer == "/outputs/0"
+    assert "'conv' is a Winograd convolution" in problem.message
+    (problem,) = check_asked(ask(target={"runtime": "torch"}, outputs=["pt2_integers"]), network=network)
+    assert problem.pointer == "/outputs/0"
+
+
 def precision(**options: Any) -> AssignPrecision:
     return AssignPrecision.model_validate({"kind": "assign_precision", **options})
 
@@ -299,15 +336,16 @@ def test_goal_needs_the_file_that_its_target_opens(runtime: str, outputs: list[s
     (problem,) = check_asked(ask(target={"runtime": runtime}, outputs=outputs))
     assert (problem.pointer, problem.hint) == ("/outputs", hint)
     assert f"measured on the file that {runtime} opens" in problem.message
-    assert check_asked(ask(target={"runtime": "torch"}, outputs=["pt2"])) == []
+    for output in ("pt2", "pt2_integers"):
+        assert check_asked(ask(target={"runtime": "torch"}, outputs=[output])) == []
 
 
-def test_goal_has_c_source_only_of_networks_that_can_be_made_of_integers() -> None:
-    request = ask(outputs=["onnx", "c"])
+def test_goal_has_files_of_integers_only_of_networks_that_can_be_made_of_integers() -> None:
+    request = ask(outputs=["onnx", "c", "pt2_integers"])
     assert check_asked(request) == []
-    (problem,) = check_asked(request, network=model_without_integers())
-    assert problem.pointer == "/outputs/1"
-    assert problem.message.endswith("this one can't be made of integers: gelu.")
+    problems = check_asked(request, network=model_without_integers())
+    assert [problem.pointer for problem in problems] == ["/outputs/1", "/outputs/2"]
+    assert all(problem.message.endswith("this one can't be made of integers: gelu.") for problem in problems)
     assert check_asked(ask(outputs=["onnx"]), network=model_without_integers()) == []
 
 

@@ -222,6 +222,89 @@ def test_f8_integers_are_delivered_and_verified(tmp_path: Path, model: Path) -> 
     assert not any(line.message and line.message.startswith("Quantizing") for line in progress)
 
 
+def test_f8_integers_are_delivered_as_one_operator_that_computes_them(tmp_path: Path, model: Path) -> None:
+    folders = [
+        lay_out_job(
+            tmp_path / name,
+            model,
+            held_out(),
+            recipe=[{"kind": "quantize_fixed_point", "calibration_images": 200}],
+            outputs=["pt2", "pt2_integers"],
+            target={"runtime": "torch"},
+        )
+        for name in ("job", "again")
+    ]
+    for folder in folders:
+        outcome, _ = run(folder)
+        assert outcome.error is None, outcome.error
+    report = report_of(folders[0])
+    floats, integers = report.files
+    assert (integers.name, integers.max_abs_difference, integers.agreement_percent) == ("model.integers.pt2", 0, 100)
+    assert integers.accuracy == floats.accuracy == report.accuracy_after
+    assert integers.executed is None
+    assert integers.latency is not None
+    assert integers.latency.runtime == "torch with winograd.load"
+    assert {one.runtime for one in integers.comparisons} == {"torch", "onnxruntime"}
+    assert floats.comparisons == ()
+    assert any('winograd.load("model.integers.pt2")' in note for note in integers.notes)
+    assert any("to the last bit" in note for note in integers.notes)
+    assert "pt2_integers" in report.verdict.sentence
+    written = [(folder / "outputs" / "model.integers.pt2").read_bytes() for folder in folders]
+    assert written[0] == written[1]
+
+
+def lay_out_wide(folder: Path, model: Path, outputs: list[str]) -> Path:
+    """A job whose weights take more than 8 bits once they are shifted, which shows only in the network."""
+    step = {
+        "kind": "quantize_fixed_point",
+        "calibration_images": 50,
+        "weight_bits": 7,
+        "align": "shift",
+        "rule": "max_abs",
+    }
+    return lay_out_job(folder, model, held_out(), recipe=[step], outputs=outputs, target={"runtime": "torch"})
+
+
+def test_integers_that_are_no_operator_are_delivered_in_the_other_files(tmp_path: Path, model: Path) -> None:
+    folder = lay_out_wide(tmp_path / "job", model, ["pt2", "pt2_integers"])
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    assert [output.path for output in outcome.outputs] == ["model.pt2", "report.json"]
+    report = report_of(folder)
+    assert [file.format for file in report.files] == ["pt2"]
+    (warning,) = [warning for warning in report.warnings if "not written" in warning]
+    assert warning.startswith("model.integers.pt2 was asked for, but not written. The network can't be one operator")
+
+
+def test_integers_that_are_no_operator_are_refused_where_nothing_else_was_asked_for(
+    tmp_path: Path, model: Path
+) -> None:
+    outcome, _ = run(lay_out_wide(tmp_path / "job", model, ["pt2_integers"]))
+    assert outcome.error is not None
+    assert outcome.error.code is ErrorCode.RECIPE_REFUSED
+    assert "shifted to meet partial sums" in outcome.error.message
+
+
+def test_latency_in_torch_is_searched_for_among_integers_and_delivered_as_what_was_measured(
+    tmp_path: Path, model: Path
+) -> None:
+    goal = {"max_accuracy_drop_pp": 50.0, "minimise": "latency", "deadline_seconds": 3600}
+    folder = lay_out_job(
+        tmp_path / "job", model, held_out(), recipe=[], goal=goal, outputs=["pt2"], target={"runtime": "torch"}
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    assert report.search is not None
+    kinds = [each.recipe[0]["kind"] for each in report.search.candidates]
+    assert kinds[:2] == ["quantize_fixed_point"] * 2
+    assert "prune_winograd" in kinds
+    chosen = ([report.search.original, *report.search.candidates])[report.search.delivered]
+    in_integers = bool(chosen.recipe) and chosen.recipe[0]["kind"] == "quantize_fixed_point"
+    assert [file.format for file in report.files] == (["pt2", "pt2_integers"] if in_integers else ["pt2"])
+    assert report.files[-1].size.bytes == chosen.bytes
+
+
 @pytest.mark.parametrize("options", [{"groups": 1}, {"groups": 2, "group_by": "input_channels"}], ids=str)
 def test_w8_and_f8_pruned_winograd_convolutions_are_delivered_in_integers(
     tmp_path: Path, model: Path, options: dict[str, Any]

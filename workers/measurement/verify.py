@@ -6,7 +6,6 @@ precision keeps three, of which it loses one. A wrong layer is far beyond either
 """
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -80,14 +79,14 @@ def verify_file(
     conditions: Conditions,
     scratch: Path,
     gemms: int | None = None,
-    agrees_by_class: bool = False,
+    tolerance: float | None = None,
     compared_with: Sequence[Original] = (),
 ) -> Verified:
     """Run the file at `path` on `inputs` (an .npy file) and compare its first output with `expected`.
 
     `original` is a file of the same format to time it against, by turns; so are those of `compared_with`, of any format. A
-    .pt2 file must take exactly `gemms` matrix multiplications in Winograd convolutions, if given. `agrees_by_class` is for
-    integers that a runtime rounds in its own way: their differences are told, and classes must agree. Raises
+    .pt2 file must take exactly `gemms` matrix multiplications in Winograd convolutions, if given. `tolerance` of the
+    outputs is relative to the largest of them, by default that of their precision; classes must agree with any. Raises
     `VerificationFailed`.
     """
     outputs_path = scratch / f"verified.{file_format}.npy"
@@ -113,7 +112,6 @@ def verify_file(
     )
     outputs = np.load(outputs_path, allow_pickle=False)
     outputs_path.unlink()
-    tolerance = math.inf if agrees_by_class else None
     difference, agreement = compare_outputs(outputs, expected, name=path.name, tolerance=tolerance)
     executed = None if answer["executed"] is None else ExecutedOperations.model_validate(answer["executed"])
     if gemms is not None:

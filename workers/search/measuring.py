@@ -15,10 +15,18 @@ from pydantic import ValidationError
 from jobs.folder import Compress, Progress, write_atomically
 from jobs.recipe import Step
 from jobs.report import Candidate, StepReport
-from jobs.request import Goal
+from jobs.request import Goal, OutputFormat
 from workers.bench import Bench
 from workers.checkpoints import Checkpoints, State
-from workers.delivery import FILE_NAMES, RUNTIMES, Format, device_name, write_model, write_state
+from workers.delivery import (
+    FILE_NAMES,
+    device_name,
+    opened_format,
+    runtime_form,
+    tolerance_of,
+    write_model,
+    write_state,
+)
 from workers.measurement.accuracy import least_change_pp
 from workers.measurement.outputs import batch_size_of, network_outputs
 from workers.measurement.size import totals
@@ -48,7 +56,6 @@ class Measuring:
         self._bench = bench
         self._folder = folder
         self._check_time = check_time
-        self.form: Format = next(form for form in ("onnx", "pt2") if RUNTIMES[form] == job.target.runtime)
         self.times_latency = goal.minimise == "latency" or goal.constraints.max_latency_ms is not None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -65,10 +72,11 @@ class Measuring:
             folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         state, _ = self.run(recipe, Phases(lambda progress: self._check_time(_told(number, progress))))
-        path = folder / FILE_NAMES[self.form]
-        write_state(state, path, self.form, pack_zeros=_pays(state))
+        output = opened_format(self._job.target.runtime, self._job.outputs, state)
+        path = folder / FILE_NAMES[output]
+        write_state(state, path, output, pack_zeros=_pays(state))
         before, after = (self._bench.selection_right(graph) for graph in (self._bench.uploaded, state.graph))
-        latency_ms = self._latency_ms(recipe, state, path) if self.times_latency else None
+        latency_ms = self._latency_ms(recipe, state, path, output) if self.times_latency else None
         candidate = Candidate(
             number=number,
             recipe=[step.model_dump(mode="json") for step in recipe],
@@ -98,29 +106,30 @@ class Measuring:
         steps = json.dumps([step.model_dump(mode="json") for step in recipe], sort_keys=True)
         return self._folder / hashlib.sha256(steps.encode()).hexdigest()[:16]
 
-    def _latency_ms(self, recipe: tuple[Step, ...], state: State, path: Path) -> float | None:
+    def _latency_ms(self, recipe: tuple[Step, ...], state: State, path: Path, output: OutputFormat) -> float | None:
         """What the original took once, over how many times faster this file is by turns with it.
 
         So candidates can be compared, however busy the machine was with others when each was timed.
         """
-        found = self._verification(state, path)
+        found = self._verification(state, path, output)
         if not recipe:
             return None if found.latency is None else found.latency.median_ms
         original = self.original().latency_ms
         return None if original is None or found.speedup is None else original / found.speedup
 
-    def _verification(self, state: State, path: Path) -> Verified:
+    def _verification(self, state: State, path: Path, output: OutputFormat) -> Verified:
         """In a fresh process, by turns with the original, as the delivered file will be."""
         bench, work = self._bench, self._folder
-        original = work / f"original.{self.form}"
+        form = runtime_form(output)
+        original = work / f"original.{form}"
         if not original.exists():
-            write_model(bench.uploaded, original, self.form, pack_zeros=False)
+            write_model(bench.uploaded, original, form, pack_zeros=False)
         batch = next(bench.batches(bench.uploaded, bench.parts["selection"]))
         np.save(work / "inputs.npy", batch.numpy())
         target = self._job.target
         return verify_file(
             path,
-            self.form,
+            form,
             inputs=work / "inputs.npy",
             expected=network_outputs(state.graph, [batch]),
             original=original,
@@ -133,7 +142,7 @@ class Measuring:
                 seed=self._job.seed,
             ),
             scratch=work,
-            agrees_by_class=state.integers is not None and self.form == "onnx",
+            tolerance=tolerance_of(state, output),
         )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from jobs.eligibility import winograd_layers
 from jobs.inspection import ModelInspection
 from jobs.recipe import (
     AssignPrecision,
@@ -52,7 +53,7 @@ class Scene:
     bench: Bench
     check_time: Callable[[str], None]
     folder: Path  # for what is to survive an interruption
-    wants_integers: bool = False  # because C source is written of nothing else
+    wants_integers: bool = False  # because some files are written of nothing else
 
     @property
     def learns(self) -> bool:
@@ -65,13 +66,14 @@ class Scene:
 
 def proposals(scene: Scene) -> Proposals:
     """All that is worth trying, in its order."""
-    integers, in_torch = scene.can("quantize_fixed_point"), scene.runtime == "torch"
+    integers = scene.can("quantize_fixed_point")
     match scene.goal.minimise:
-        case "latency" if in_torch and not scene.wants_integers:
-            yield from _winograd(scene)
         case "latency":
-            if integers:
+            in_floats = scene.runtime == "torch" and not scene.wants_integers
+            if integers and not (in_floats and winograd_layers(scene.inspection)):
                 yield from _whole_widths(scene)
+            if in_floats:
+                yield from _winograd(scene)
         case "bytes" | "operations":
             if integers:
                 yield from _mixed_widths(scene)

@@ -13,9 +13,11 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
+from jobs.eligibility import winograd_layers
 from jobs.errors import RecipeRefused, Refusal
 from jobs.folder import Compress
 from jobs.inspection import ModelInspection
+from jobs.preflight import OF_INTEGERS
 from jobs.recipe import Step
 from jobs.report import Candidate, SearchReport
 from jobs.request import Goal, OutputFormat
@@ -38,6 +40,7 @@ class Found:
     """What a search has led to."""
 
     recipe: tuple[Step, ...]
+    outputs: tuple[OutputFormat, ...]  # what was asked for, and the file that is fast where that is another
     report: SearchReport
     measuring: Measuring  # has the network of the recipe, ready
     goal: Goal
@@ -106,16 +109,17 @@ def search(
     goal = job.goal
     assert goal is not None
     clock = Clock(goal, tell, is_finish_wanted)
+    asked, job = job.outputs, job.model_copy(update={"outputs": with_fast_integers(job, inspection)})
     measuring = Measuring(job, goal, bench, folder, clock.check)
     clock.spent_before = seconds_spent(folder) + sum(_seconds(path) for path in folder.glob("*/candidate.json"))
     original = measuring.original()
     tried = [original]
     abandoned: list[str] = []
     ended = _try_all(
-        Scene(goal, job.target.runtime, inspection, bench, clock.check, folder, "c" in job.outputs),
+        Scene(goal, job.target.runtime, inspection, bench, clock.check, folder, bool(OF_INTEGERS.keys() & set(asked))),
         measuring, clock, tried, abandoned,
     )  # fmt: skip
-    chosen = best_of(deliverable(tried, job.outputs), goal)
+    chosen = best_of(deliverable(tried, asked, abandoned), goal)
     recipe = _RECIPE.validate_python(chosen.recipe)
     for path in folder.iterdir():
         if path.is_dir() and path != measuring.folder_of(recipe):
@@ -130,23 +134,40 @@ def search(
         delivered=chosen.number,
         abandoned=tuple(abandoned),
     )
-    return Found(recipe, report, measuring, goal)
+    return Found(recipe, job.outputs if _is_in_integers(chosen) else asked, report, measuring, goal)
 
 
-def deliverable(tried: list[Candidate], outputs: Sequence[OutputFormat]) -> list[Candidate]:
-    """Those of which all files can be written: C source is written of networks in integers only.
+def with_fast_integers(job: Compress, inspection: ModelInspection) -> tuple[OutputFormat, ...]:
+    """The outputs of a job, with the file that torch computes in integers where the goal is latency there."""
+    wants_speed = job.goal is not None and job.goal.minimise == "latency" and job.target.runtime == "torch"
+    if not wants_speed or winograd_layers(inspection):
+        return job.outputs
+    return tuple(dict.fromkeys((*job.outputs, "pt2_integers")))
+
+
+def deliverable(
+    tried: list[Candidate], outputs: Sequence[OutputFormat], abandoned: Sequence[str] = ()
+) -> list[Candidate]:
+    """Those of which all files can be written: some are written of networks in integers only.
 
     Raises `RecipeRefused` where there are none.
     """
-    if "c" not in outputs:
+    wanted = [output for output in outputs if output in OF_INTEGERS]
+    if not wanted:
         return tried
-    found = [each for each in tried if each.recipe and each.recipe[-1]["kind"] == "quantize_fixed_point"]
+    found = [each for each in tried if _is_in_integers(each)]
     if not found:
+        refused = f" Refused: {abandoned[0]}" if abandoned else ""
         raise RecipeRefused(
-            "The search ended before it had measured a network in integers, and C source is written of nothing else.",
-            hint="Give the search more time, or leave C source out of the outputs.",
+            f"The search ended before it had measured a network in integers, and {OF_INTEGERS[wanted[0]]} written of nothing "
+            f"else.{refused}",
+            hint=f'Give the search more time, or leave "{wanted[0]}" out of the outputs.',
         )
     return found
+
+
+def _is_in_integers(candidate: Candidate) -> bool:
+    return bool(candidate.recipe) and candidate.recipe[-1]["kind"] == "quantize_fixed_point"
 
 
 def _try_all(

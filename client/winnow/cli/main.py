@@ -182,7 +182,7 @@ def _request_parser() -> argparse.ArgumentParser:
         "--format",
         dest="outputs",
         action="append",
-        choices=("onnx", "pt2", "pt2_standard", "c"),
+        choices=("onnx", "pt2", "pt2_standard", "pt2_integers", "c"),
         help="can be repeated",
     )
     other.add_argument("--runtime", choices=("onnxruntime", "torch"), help="where the file is to run")

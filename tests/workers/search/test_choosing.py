@@ -7,7 +7,7 @@ import pytest
 
 from jobs.errors import RecipeRefused
 from jobs.report import Candidate
-from jobs.request import Goal
+from jobs.request import Goal, OutputFormat
 from workers.search.front import drawing, front
 from workers.search.measuring import TimeIsUpError, best_of, shortfalls
 from workers.search.proposals import _narrowest
@@ -58,14 +58,17 @@ def test_latency_is_held_against_its_constraint() -> None:
     assert best_of(tried, wanted).number == 1
 
 
-def test_where_c_source_is_asked_for_only_networks_in_integers_can_be_delivered() -> None:
+@pytest.mark.parametrize("output", ["c", "pt2_integers"])
+def test_where_a_file_of_integers_is_asked_for_only_networks_in_integers_can_be_delivered(output: OutputFormat) -> None:
     integers = candidate(1, 3.0, 400).model_copy(update={"recipe": [{"kind": "quantize_fixed_point"}]})
     pruned = candidate(2, 0.0, 300).model_copy(update={"recipe": [{"kind": "prune_weights"}]})
     tried = [candidate(0, 0.0, 1000), integers, pruned]
     assert deliverable(tried, ("onnx",)) == tried
-    assert deliverable(tried, ("onnx", "c")) == [integers]
+    assert deliverable(tried, ("onnx", output)) == [integers]
     with pytest.raises(RecipeRefused, match="before it had measured a network in integers"):
-        deliverable([tried[0], pruned], ("c",))
+        deliverable([tried[0], pruned], (output,))
+    with pytest.raises(RecipeRefused, match="Refused: quantize_fixed_point: too wide"):
+        deliverable([tried[0], pruned], (output,), ["quantize_fixed_point: too wide"])
 
 
 def test_front_has_what_no_other_beats() -> None:

@@ -1,6 +1,7 @@
 """What is tried for a goal, and in which order; what comes of it is scripted here."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -97,6 +98,21 @@ def test_latency_in_torch_is_of_winograd_convolutions(learns: bool, count: int) 
     assert all(isinstance(step, PruneWinograd) for step in tried)
     assert isinstance(tried[0], PruneWinograd)
     assert tried[0].count == 0
+
+
+def test_latency_in_torch_is_of_integers_too_and_of_them_alone_where_a_file_is_written_of_nothing_else() -> None:
+    given = scene(("prune_winograd", "quantize_fixed_point"), runtime="torch", minimise="latency")
+    kinds = [proposal.recipe[0].kind for proposal in asked(proposals(given), lambda _: came_to(0.1))]
+    assert kinds == ["quantize_fixed_point"] * 2 + ["prune_winograd"] * 6
+    alone = asked(proposals(replace(given, wants_integers=True)), lambda _: came_to(0.1))
+    assert [proposal.recipe[0].kind for proposal in alone] == ["quantize_fixed_point"] * 2
+
+
+def test_uploaded_winograd_convolutions_stay_as_they_are_for_latency_in_torch() -> None:
+    given = scene(("quantize_fixed_point",), runtime="torch", minimise="latency")
+    (layer,) = given.inspection.layers
+    uploaded = given.inspection.model_copy(update={"layers": (layer.model_copy(update={"kind": "winograd_conv2d"}),)})
+    assert asked(proposals(replace(given, inspection=uploaded)), lambda _: None) == []
 
 
 def test_networks_that_integers_cannot_do_are_pruned() -> None:
