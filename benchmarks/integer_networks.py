@@ -1,30 +1,38 @@
-"""How fast is a network in integers as one operator of `winograd`, against the float network and against integer ONNX?
+"""How fast is a network in integers as one operator of `winograd`, against the float network and against integers elsewhere?
 
-    python -m benchmarks.integer_networks --batch 1 8 64 --threads 1 2 --seconds 2
+    python -m benchmarks.integer_networks --network resnet20 --batch 1 8 64 --threads 1 2 --passes 4
+    python -m benchmarks.integer_networks --network resnet18
 
-ResNet-20 on CIFAR-10, quantized by method F to 8 bits. Needs the folder of models and images that WINNOW_DATA names. All take
-turns: the float network in ONNX Runtime and in torch, the integer file in ONNX Runtime, and `model.integers.pt2` as
-`winograd.load` opens it, on each instruction set of this processor. Medians; ratios are the float network's in ONNX Runtime over
-each.
-Logits of test images are held against those of the reference runner first.
+ResNet-20 on CIFAR-10 as it was trained, which needs the folder of models and images that WINNOW_DATA names; or the shape of
+ResNet-18 at 224x224 with random weights and images, for speed alone. Quantized by method F to 8 bits, rounded to the nearest.
+Engines take turns in processes of their own (benchmarks/winograd/turns.py): the float network in ONNX Runtime, OpenVINO and torch,
+the integer .onnx file in ONNX Runtime and OpenVINO, and the .pt2 file with the operator, on each instruction set of this
+processor. Medians over passes; ratios are the float network's in ONNX Runtime over each. OpenVINO is measured where
+PEERS_PYTHON names a virtual environment that has it.
 """
 
 import argparse
+import json
+import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from time import perf_counter
-from typing import Any
 
-import onnxruntime
+import numpy as np
 import torch
 from torch import Tensor
 
 import winograd
 from benchmarks.material import CIFAR_PREPROCESS, cifar_selection, cifar_test, data_folder
 from benchmarks.tables import table
+from benchmarks.winograd import networks
+from benchmarks.winograd.engines import Runnable
+from benchmarks.winograd.problems import Material, Problem
+from benchmarks.winograd.turns import Runner, Timing, processes, take_turns
 from jobs.recipe import QuantizeFixedPoint
 from jobs.request import Preprocess
 from winograd import library
@@ -38,118 +46,127 @@ from workers.models.read_model import read_model
 from workers.models.write_onnx import write_onnx
 from workers.models.write_pt2 import write_pt2
 
-Run = Callable[[Tensor], object]
-Setting = Callable[[], AbstractContextManager[None]]
-WARM_UP = 5
+FLOAT_IN_TORCH = "torch, float"
+CALIBRATION = {"resnet20": 200, "resnet18": 8}
 
 
 def main() -> None:
     options = _options()
-    onnxruntime.set_default_logger_severity(3)
-    graph = read_model(data_folder() / "models" / "cifar10_resnet20.onnx")
-    transform = InputTransform(Preprocess.model_validate(CIFAR_PREPROCESS), graph.inputs[0])
-    test = transform(cifar_test()[0][: options.images])
-    result = _quantized(graph, transform(cifar_selection(200)[0]))
-    print(f"{winograd.info()}; tile registers: {'yes' if library.has_tiles() else 'no'}")
-    with tempfile.TemporaryDirectory(prefix="winnow-") as name, torch.inference_mode():
+    runners = [
+        Runner("onnxruntime", ""),
+        Runner("onnxruntime", "integers"),
+        *(Runner("openvino", variant) for variant in ("", "integers") if options.peers_python),
+        Runner("integers", FLOAT_IN_TORCH),
+        *(Runner("integers", name) for name in implementations()),
+    ]
+    print(f"tile registers: {library.has_tiles()}")
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="winnow-") as name:
         folder = Path(name)
-        write_onnx(graph, folder / "float.onnx", pack_zeros=False)
-        write_pt2(graph, folder / "float.pt2", pack_zeros=False)
-        write_qdq(result.network, result.graph, folder / "integers.onnx", pack_int4=True)
-        write_pt2(with_program(result.graph, result.network), folder / "integers.pt2", pack_zeros=False)
+        images = _write_files(options.network, folder)
         for path in sorted(folder.iterdir()):
             print(f"{path.name}: {path.stat().st_size:,} bytes")
-        for implementation in _implementations():
-            with implementation():
-                _check_logits(result, winograd.load(str(folder / "integers.pt2")), test)
-        rows = []
+        pythons = dict.fromkeys(("onnxruntime", "integers"), sys.executable) | {"openvino": options.peers_python}
         for threads in options.threads:
-            torch.set_num_threads(threads)
-            rows += [
-                [f"{batch}, {threads}", *_times(folder, test[:batch], threads, options.seconds)]
-                for batch in options.batch
-            ]
-    head = [
-        "batch, threads",
-        "ONNX Runtime, float, ms",
-        "torch, float",
-        "ONNX Runtime, integers",
-        *_implementations().values(),
-    ]
-    print(table(head, rows))
+            with processes(list(dict.fromkeys(runner.engine for runner in runners)), threads, pythons) as started:
+                for batch in options.batch:
+                    _write_problem(options.network, images[:batch], folder)
+                    timings = take_turns(started, runners, folder, passes=options.passes, seconds=options.seconds)
+                    rows.append([f"{batch}, {threads}", *(_cell(timings, runner) for runner in runners)])
+    print(table(["batch, threads", *(_name(runner) for runner in runners)], rows))
 
 
-def _implementations() -> dict[Setting, str]:
-    """What sets an implementation of the operator, and its name."""
-    found: dict[Setting, str] = {}
+def build(material: Material, threads: int, variant: str) -> Runnable:
+    """Called in the engine's process."""
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    images, folder = torch.from_numpy(material.images), material.onnx.parent
+    if variant == FLOAT_IN_TORCH:
+        network: Callable[[Tensor], Tensor] = torch.export.load(folder / "model.pt2").module()
+        return Runnable(lambda: network(images), lambda: network(images).numpy())
+    with implementations()[variant]():
+        integers = winograd.load(str(folder / "integers.pt2"))
+
+    def run() -> Tensor:
+        with implementations()[variant]():
+            output: Tensor = integers(images)
+            return output
+
+    return Runnable(run, lambda: run().numpy(), exact=np.load(folder / "integers.npy")[material.problem.checked_images])
+
+
+def implementations() -> dict[str, Callable[[], AbstractContextManager[None]]]:
+    """By name, what sets an implementation of the operator."""
+    found: dict[str, Callable[[], AbstractContextManager[None]]] = {}
     for name in library.variants():
         if name == "avx512" and library.has_tiles():
-            found[lambda: nullcontext()] = "winograd, tile registers"
-            found[library.without_tiles] = "winograd, avx512"
+            found |= {"tile registers": nullcontext, "avx512": library.without_tiles}
         else:
-            found[lambda name=name: library.force(name)] = f"winograd, {name}"  # type: ignore[misc]  # its default
+            found[name] = lambda name=name: library.force(name)  # type: ignore[misc]  # its default
     return found
 
 
-def _times(folder: Path, images: Tensor, threads: int, seconds: float) -> list[str]:
-    """Milliseconds of a batch, all taking turns, and how many times faster than the float network in ONNX Runtime."""
-    runs: list[tuple[Setting, Run]] = [
-        (nullcontext, _in_onnxruntime(folder / "float.onnx", threads)),
-        (nullcontext, torch.export.load(folder / "float.pt2").module()),
-        (nullcontext, _in_onnxruntime(folder / "integers.onnx", threads)),
-    ]
-    for implementation in _implementations():
-        with implementation():
-            runs.append((implementation, winograd.load(str(folder / "integers.pt2"))))
-    times: list[list[float]] = [[] for _ in runs]
-    ends = perf_counter() + seconds * len(runs)
-    while perf_counter() < ends or len(times[0]) < 2 * WARM_UP:
-        for (implementation, run), taken in zip(runs, times, strict=True):
-            with ExitStack() as stack:
-                stack.enter_context(implementation())
-                run(images)  # brings its weights back into the caches, as a service that runs one network has them
-                started = perf_counter()
-                run(images)
-                taken.append(perf_counter() - started)
-    medians = [1e3 * median(taken[WARM_UP:]) for taken in times]
-    return [f"{medians[0]:.3f} (n = {len(times[0]) - WARM_UP})"] + [
-        f"{each:.3f}, {medians[0] / each:.2f}" for each in medians[1:]
-    ]
+def _name(runner: Runner) -> str:
+    return runner.variant if runner.engine == "integers" else f"{runner.engine}, {runner.variant or 'float'}"
 
 
-def _in_onnxruntime(path: Path, threads: int) -> Run:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session: Any = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images.numpy()})
+def _cell(timings: dict[str, Timing], runner: Runner) -> str:
+    timing, basis = timings[runner.name], timings["onnxruntime"]
+    if timing.refused is not None:
+        return timing.refused
+    middle = median(timing.medians)
+    return f"{middle:.3f} (n = {timing.runs}, +{100 * timing.spread:.0f} %), {median(basis.medians) / middle:.2f}"
 
 
-def _check_logits(result: FixedPointResult, model: Run, images: Tensor) -> None:
+def _write_files(network: str, folder: Path) -> Tensor:
+    """Write the float network and its integers in each form, and what the integers are; returns images."""
+    if network == "resnet20":
+        graph = read_model(data_folder() / "models" / "cifar10_resnet20.onnx")
+        transform = InputTransform(Preprocess.model_validate(CIFAR_PREPROCESS), graph.inputs[0])
+        images = transform(cifar_test()[0][:64])
+        calibration = transform(cifar_selection(CALIBRATION[network])[0])
+    else:
+        networks.write_network(networks.network_problem(network, 224, 1), folder)
+        graph = read_model(folder / "model.onnx")
+        images = torch.randn(8, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        calibration = torch.randn(CALIBRATION[network], 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    write_onnx(graph, folder / "model.onnx", pack_zeros=False)
+    write_pt2(graph, folder / "model.pt2", pack_zeros=False)
+    result = _quantized(graph, calibration)
+    write_qdq(result.network, result.graph, folder / "integers.onnx", pack_int4=True)
+    write_pt2(with_program(result.graph, result.network), folder / "integers.pt2", pack_zeros=True)
     runner = IntegerRunner(result.network)
-    wanted = runner.scores(runner.run(runner.quantize_input(images)))
-    given = model(images)
-    assert isinstance(given, Tensor)
-    if not torch.equal(given.double(), wanted.reshape(given.shape)):
-        raise SystemExit("The operator gives other logits than the reference runner.")
+    np.save(folder / "integers.npy", runner.scores(runner.run(runner.quantize_input(images))).numpy())
+    return images
+
+
+def _write_problem(network: str, images: Tensor, folder: Path) -> None:
+    """Write what the engines' processes read."""
+    problem = Problem(network, 3, 0, images.shape[-1], len(images), chain=0)
+    (folder / "problem.json").write_text(json.dumps(asdict(problem)))
+    np.save(folder / "images.npy", images.numpy())
+    with torch.inference_mode():
+        outputs = torch.export.load(folder / "model.pt2").module()(images)
+    np.save(folder / "exact.npy", outputs.double().numpy()[problem.checked_images])
 
 
 def _quantized(graph: ModelGraph, images: Tensor) -> FixedPointResult:
     def batches(_: ModelGraph, count: int) -> Iterator[Tensor]:
         yield from torch.split(images[:count], 50)
 
-    step = QuantizeFixedPoint.model_validate(
-        {"kind": "quantize_fixed_point", "calibration_images": len(images), "rounding": "nearest"}
-    )
+    options = {"kind": "quantize_fixed_point", "calibration_images": len(images), "rounding": "nearest"}
+    step = QuantizeFixedPoint.model_validate(options)
     return quantize_fixed_point(graph, step, Surroundings(batches, lambda _: 0.0), lambda *_: None)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 64])
+    parser.add_argument("--network", choices=tuple(CALIBRATION), default="resnet20")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--seconds", type=float, default=2, help="of each of those that take turns")
-    parser.add_argument("--images", type=int, default=200, help="test images whose logits are compared")
+    parser.add_argument("--passes", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=0.5, help="of each turn")
+    parser.add_argument("--peers-python", default=os.environ.get("PEERS_PYTHON"))
     return parser.parse_args()
 
 

@@ -18,11 +18,6 @@ def why_not_in_integers(model: ModelInspection) -> str | None:
     return next((reason for reason in reasons if reason is not None), "it has no layers")
 
 
-def winograd_layers(model: ModelInspection) -> list[str]:
-    """Layers that are Winograd convolutions in the model already."""
-    return [layer.name for layer in model.layers if layer.kind == "winograd_conv2d"]
-
-
 def searched_layers(model: ModelInspection) -> dict[str, list[str]]:
     """By step kind, the layers that a search for a goal may change; kinds that can work on none are left out."""
     eligible = {

@@ -19,7 +19,6 @@ from jobs.eligibility import (
     searched_layers,
     why_not,
     why_not_in_integers,
-    winograd_layers,
 )
 from jobs.folder import Compress
 from jobs.inspection import DatasetInspection, ModelInspection
@@ -76,7 +75,7 @@ def check_recipe(
     ]
     for index, step in enumerate(recipe):
         problems += _step_problems(f"/recipe/{index}", step, recipe, data, model)
-    return problems + _order_problems(recipe, outputs) + _operator_problems(recipe, outputs, model)
+    return problems + _order_problems(recipe, outputs) + _operator_problems(recipe, outputs)
 
 
 def check_goal(
@@ -297,7 +296,7 @@ def _target_problems(outputs: Sequence[OutputFormat], target: Target) -> list[Pr
 
 def _source_problems(outputs: Sequence[OutputFormat], model: ModelInspection) -> list[Problem]:
     reason = why_not_in_integers(model)
-    problems = _uploaded_tile_problems(outputs, model)
+    problems = []
     for index, output in enumerate(outputs):
         if output in OF_INTEGERS and reason is not None:
             problems.append(
@@ -379,38 +378,12 @@ def _order_problems(recipe: Sequence[Step], outputs: Sequence[OutputFormat]) -> 
     return problems
 
 
-def _operator_problems(
-    recipe: Sequence[Step], outputs: Sequence[OutputFormat], model: ModelInspection
-) -> list[Problem]:
-    """The operator that runs a whole network in integers multiplies bytes, in direct convolutions."""
+def _operator_problems(recipe: Sequence[Step], outputs: Sequence[OutputFormat]) -> list[Problem]:
+    """The operator that runs a whole network in integers multiplies bytes."""
     if "pt2_integers" not in outputs:
         return []
-    problems = _uploaded_tile_problems(outputs, model)
-    for index, step in enumerate(recipe):
-        if isinstance(step, PruneWinograd):
-            problems.append(
-                Problem(
-                    f"/recipe/{index}",
-                    "pt2_integers computes direct convolutions in integers, and prune_winograd makes Winograd convolutions.",
-                    'Leave prune_winograd out, or ask for "c", "onnx" or "pt2".',
-                )
-            )
-        if isinstance(step, QuantizeFixedPoint):
-            problems += _width_problems(f"/recipe/{index}", step)
-    return problems
-
-
-def _uploaded_tile_problems(outputs: Sequence[OutputFormat], model: ModelInspection) -> list[Problem]:
-    names = winograd_layers(model)
-    if "pt2_integers" not in outputs or not names:
-        return []
-    return [
-        Problem(
-            f"/outputs/{list(outputs).index('pt2_integers')}",
-            f"pt2_integers computes direct convolutions in integers, and the model's {names[0]!r} is a Winograd convolution.",
-            'Ask for "c", "onnx" or "pt2".',
-        )
-    ]
+    quantizing = [(index, step) for index, step in enumerate(recipe) if isinstance(step, QuantizeFixedPoint)]
+    return [problem for index, step in quantizing for problem in _width_problems(f"/recipe/{index}", step)]
 
 
 def _width_problems(pointer: str, step: QuantizeFixedPoint) -> list[Problem]:

@@ -84,7 +84,7 @@ def onnx_runtime(material: Material, threads: int, variant: str) -> Runnable:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(material.onnx, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(_onnx(material, variant), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     binding.bind_cpu_input(session.get_inputs()[0].name, material.images)
     binding.bind_output(session.get_outputs()[0].name, "cpu")
@@ -104,7 +104,7 @@ def openvino(material: Material, threads: int, variant: str) -> Runnable:
     import openvino as ov
 
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
-    compiled = ov.Core().compile_model(str(material.onnx), "CPU", settings)
+    compiled = ov.Core().compile_model(str(_onnx(material, variant)), "CPU", settings)
     request = compiled.create_infer_request()
     request.set_input_tensor(ov.Tensor(material.images, shared_memory=True))
 
@@ -192,6 +192,12 @@ def networks(material: Material, threads: int, variant: str) -> Runnable:
     return build(material, threads, variant)
 
 
+def integers(material: Material, threads: int, variant: str) -> Runnable:
+    from benchmarks.integer_networks import build
+
+    return build(material, threads, variant)
+
+
 def files(material: Material, threads: int, variant: str) -> Runnable:
     from benchmarks.winograd_latency import build_torch
 
@@ -213,6 +219,7 @@ ENGINES: dict[str, Build] = {
     "mnn": mnn,
     "winograd": winograd,
     "networks": networks,
+    "integers": integers,
     "files": files,
     "files_onnxruntime": files_onnxruntime,
 }
@@ -286,6 +293,11 @@ def _time(run: Callable[[], object], seconds: float, fewest: int = 3, *, swept: 
         was_calm = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == switches
         (calm if was_calm else interrupted).append(milliseconds)
     return calm or interrupted
+
+
+def _onnx(material: Material, variant: str) -> Path:
+    """The network that a folder has, or (integers) that in integers beside it."""
+    return material.onnx.with_name(f"{variant}.onnx") if variant else material.onnx
 
 
 def _in_torch(material: Material, threads: int) -> tuple[Any, Any, list[Any], list[Any]]:

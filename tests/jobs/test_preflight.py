@@ -135,13 +135,10 @@ def test_c_source_is_written_of_integers_only() -> None:
         ((fixed_point(weight_bits=10),), "/recipe/0/weight_bits", "asks for 10"),
         ((fixed_point(layer_bits={"layer1.conv1": 12}),), "/recipe/0/layer_bits", "asks for 12"),
         ((fixed_point(align="shift"),), "/recipe/0/align", "shifted to where partial sums meet"),
-        ((PruneWinograd(kind="prune_winograd", tile=2), fixed_point()), "/recipe/0", "prune_winograd makes Winograd"),
     ],
     ids=str,
 )
-def test_one_operator_is_written_of_8_bit_integers_in_direct_convolutions(
-    recipe: tuple[Step, ...], pointer: str, words: str
-) -> None:
+def test_one_operator_is_written_of_8_bit_integers(recipe: tuple[Step, ...], pointer: str, words: str) -> None:
     (problem,) = check_recipe(recipe, {"selection": data()}, model(), TO_UNIT, ("onnx", "pt2_integers"))
     assert problem.pointer == pointer
     assert words in problem.message
@@ -152,16 +149,9 @@ def test_one_operator_is_written_of_8_bit_integers_in_direct_convolutions(
     "options", [{}, {"weight_bits": 4, "align": "shift"}, {"align": "shift", "activation_lengths": "per_layer"}]
 )
 def test_one_operator_is_written_of_what_may_have_8_bits(options: dict[str, Any]) -> None:
-    assert check_recipe((fixed_point(**options),), {"selection": data()}, model(), TO_UNIT, ("pt2_integers",)) == []
-
-
-def test_one_operator_is_not_written_of_uploaded_winograd_convolutions() -> None:
-    network = model(layers=(layer("conv").model_copy(update={"kind": "winograd_conv2d"}),))
-    (problem,) = check_recipe((fixed_point(),), {"selection": data()}, network, TO_UNIT, ("pt2_integers",))
-    assert problem.pointer == "/outputs/0"
-    assert "'conv' is a Winograd convolution" in problem.message
-    (problem,) = check_asked(ask(target={"runtime": "torch"}, outputs=["pt2_integers"]), network=network)
-    assert problem.pointer == "/outputs/0"
+    for before in ((), (PruneWinograd(kind="prune_winograd", tile=2),)):
+        recipe = (*before, fixed_point(**options))
+        assert check_recipe(recipe, {"selection": data()}, model(), TO_UNIT, ("pt2_integers",)) == []
 
 
 def precision(**options: Any) -> AssignPrecision:

@@ -14,11 +14,13 @@ from winograd.integer_program import (
     AveragePool,
     Concatenation,
     Convolution,
+    InputTransform,
     IntegerProgram,
     MaxPool,
     Multiplication,
     NearestUpsample,
     Operation,
+    OutputTransform,
     Padding,
     Permutation,
     Requantization,
@@ -219,6 +221,27 @@ class NetworkBuilder:
         self.operations.append(Permutation(made, (source,), order))
         return made
 
+    def winograd_convolution(
+        self, source: int, filters: int, positions: Sequence[int], *, padding: tuple[int, int] = (1, 1), cut: int = 0
+    ) -> int:
+        """Input transform, a convolution for each position, output transform; `cut` rows and columns fewer than tiles have."""
+        read, kept = self.values[source], tuple(positions)
+        tiles = [-(-(side + 2 * around - 2) // 2) for side, around in zip(read.shape[1:], padding, strict=True)]
+        largest = max(abs(read.lowest), read.highest)
+        v = self.value((len(kept) * read.channels, *tiles), BYTES[1])
+        shifts = self._shifts([4 * largest] * (len(kept) * read.channels), BYTES[1])
+        ends = self._ends(len(kept) * read.channels, BYTES[1])
+        self.operations.append(InputTransform(v, (source,), kept, padding, *shifts, *ends))
+        m = self.convolution(v, len(kept) * filters, (1, 1), groups=len(kept), span=(-(2**20), 2**20))
+        span = self.span()
+        y = self.value((filters, *(2 * count - cut for count in tiles)), span)
+        left = tuple(self.draw.randint(0, 3) for _ in range(len(kept) * filters))
+        bounds = [2**12 + 2**20 * sum(2 ** left[p * filters + k] for p in range(len(kept))) for k in range(filters)]
+        right = self._shifts(bounds, span, with_left=False)[1]
+        bias = tuple(self.draw.randint(-(2**12), 2**12) for _ in range(filters))
+        self.operations.append(OutputTransform(y, (m,), kept, bias, left, right, *self._ends(filters, span)))
+        return y
+
     def _shifts(
         self, bounds: Sequence[int], span: tuple[int, int], *, with_left: bool = True
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -402,9 +425,15 @@ def _as_byte(net: NetworkBuilder, x: int) -> int:
     return x if net.values[x].is_byte else net.requantization(x)
 
 
+def _winograd(net: NetworkBuilder, x: int) -> int:
+    x = _as_byte(net, x)
+    positions = sorted(net.draw.sample(range(16), net.draw.choice((1, 9, 12, 16))))
+    return net.winograd_convolution(x, net.draw.choice((3, 16, 24)), positions, cut=net.draw.choice((0, 1)))
+
+
 STEPS = (
     _plain, _plain, _strided, _dilated, _grouped, _depthwise, _depthwise, _residual, _residual, _residual, _twice_read, _wide_sum,
-    _shortcut, _padded, _joined, _halves, _excited, _squared, _shuffled, _turned, _up, NetworkBuilder.max_pool,
+    _winograd, _shortcut, _padded, _joined, _halves, _excited, _squared, _shuffled, _turned, _up, NetworkBuilder.max_pool,
     NetworkBuilder.average_pool,
 )  # fmt: skip
 
@@ -436,6 +465,9 @@ def integers_of(program: IntegerProgram, image: Tensor) -> list[int]:
 
 
 Place = tuple[int, int, int]
+# Of F(2x2, 3x3) with the points 0, 1 and -1, and infinity last.
+BT = (-1, 0, 1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, -1, 0, 1)
+AT = (1, 1, 1, 0), (0, 1, -1, 1)
 
 
 def _integer_at(
@@ -490,6 +522,20 @@ def _integer_at(
             return x[(flat // (h * w), flat // w % h, flat % w)]
         case Permutation():
             return x[_triple([place[operation.order.index(dimension)] for dimension in range(3)])]
+        case InputTransform():
+            (a, b), c = divmod(operation.positions[k // shapes[0][0]], 4), k % shapes[0][0]
+            total = sum(
+                BT[a][r] * BT[b][s] * x.get((c, 2 * i + r - operation.padding[0], 2 * j + s - operation.padding[1]), 0)
+                for r in range(4) for s in range(4)
+            )  # fmt: skip
+            return _end(total << operation.left[k], operation, k)
+        case OutputTransform():
+            total = operation.bias[k]
+            for number, position in enumerate(operation.positions):
+                product = number * shape[0] + k
+                sign = AT[i % 2][position // 4] * AT[j % 2][position % 4]
+                total += sign * (x[(product, i // 2, j // 2)] << operation.left[product])
+            return _end(total, operation, k)
 
 
 def _tap(
@@ -500,7 +546,15 @@ def _tap(
 
 
 def _end(
-    total: int, operation: Convolution | Addition | Multiplication | AveragePool | Requantization, channel: int
+    total: int,
+    operation: Convolution
+    | Addition
+    | Multiplication
+    | AveragePool
+    | Requantization
+    | InputTransform
+    | OutputTransform,
+    channel: int,
 ) -> int:
     right = operation.right[channel]
     total += 2 ** (right - 1) if right else 0

@@ -315,7 +315,7 @@ def test_w8_and_f8_pruned_winograd_convolutions_are_delivered_in_integers(
         model,
         held_out(),
         recipe=[{**pruning, **options}, {"kind": "quantize_fixed_point", "calibration_images": 200}],
-        outputs=["onnx", "pt2", "c"],
+        outputs=["onnx", "pt2", "pt2_integers", "c"],
     )
     outcome, _ = run(folder)
     assert outcome.error is None, outcome.error
@@ -323,8 +323,8 @@ def test_w8_and_f8_pruned_winograd_convolutions_are_delivered_in_integers(
     files = {file.format: file for file in report.files}
     assert report.integers is not None
     assert (report.integers.differing_logits, report.integers.overflows) == (0, 0)
-    assert files["c"].accuracy == files["pt2"].accuracy
-    assert files["pt2"].max_abs_difference == 0
+    assert files["c"].accuracy == files["pt2"].accuracy == files["pt2_integers"].accuracy
+    assert files["pt2"].max_abs_difference == files["pt2_integers"].max_abs_difference == 0
     assert files["onnx"].agreement_percent is not None
     assert files["onnx"].agreement_percent >= 99
     parts = options["groups"]

@@ -22,10 +22,12 @@ from winograd.integer_operations import (
     Channels,
     Concatenation,
     Convolution,
+    InputTransform,
     MaxPool,
     Multiplication,
     NearestUpsample,
     Operation,
+    OutputTransform,
     Padding,
     Pair,
     Permutation,
@@ -55,6 +57,8 @@ KINDS: dict[type[Operation], int] = {
     NearestUpsample: 11,
     Reshape: 12,
     Permutation: 13,
+    InputTransform: 14,
+    OutputTransform: 15,
 }
 _NAMES = {kind: operation for operation, kind in KINDS.items()}
 
@@ -105,6 +109,12 @@ def _words_of(operation: Operation) -> Iterator[Tensor]:
             yield _tensor(operation.scale)
         case Permutation():
             yield _tensor(operation.order)
+        case InputTransform():
+            yield _tensor([len(operation.positions), *operation.positions, *operation.padding])
+            yield _tensor(_requantization(operation.left, operation))
+        case OutputTransform():
+            yield _tensor([len(operation.positions), *operation.positions, *operation.bias])
+            yield _tensor(_requantization(operation.left, operation))
         case Concatenation() | Reshape():
             pass
         case _:
@@ -112,7 +122,14 @@ def _words_of(operation: Operation) -> Iterator[Tensor]:
 
 
 def _requantization(
-    left: Channels, operation: Convolution | Addition | Multiplication | AveragePool | Requantization
+    left: tuple[int, ...],
+    operation: Convolution
+    | Addition
+    | Multiplication
+    | AveragePool
+    | Requantization
+    | InputTransform
+    | OutputTransform,
 ) -> list[int]:
     return [*left, *operation.right, *operation.low, *operation.high]
 
@@ -226,6 +243,13 @@ def _read(words: _Words, values: Sequence[Value]) -> Operation:
             return NearestUpsample(*of, words.pair())
         case t if t is Reshape:
             return Reshape(*of)
+        case t if t is InputTransform:
+            positions, padding = tuple(words.take(*words.take(1))), words.pair()
+            return InputTransform(*of, positions, padding, channels(), channels(), channels(), channels())
+        case t if t is OutputTransform:
+            positions, bias = tuple(words.take(*words.take(1))), channels()
+            left = tuple(words.take(len(positions) * count))
+            return OutputTransform(*of, positions, bias, left, channels(), channels(), channels())
         case _:
             return Permutation(*of, words.triple())
 

@@ -20,10 +20,12 @@ from winograd.integer_operations import (
     Channels,
     Concatenation,
     Convolution,
+    InputTransform,
     MaxPool,
     Multiplication,
     NearestUpsample,
     Operation,
+    OutputTransform,
     Padding,
     Pair,
     Permutation,
@@ -38,6 +40,7 @@ from winograd.integer_operations import (
 LONGEST = 64  # fractional lengths beyond it say nothing
 MOST_DIFFERENT = 2**16  # integers that an input or the source of a table can hold
 LARGEST_SHIFT = 31
+STEP, TILE = 2, 4  # outputs and inputs of a tile of F(2x2, 3x3), down and across
 
 
 def check_program(
@@ -132,6 +135,12 @@ def _shape_of(operation: Operation, sources: list[Value], output: Value) -> Shap
             if sorted(operation.order) != [0, 1, 2]:
                 raise ValueError(f"its order is {list(operation.order)}, not one of 0, 1, 2.")
             return _shape(shape[place] for place in operation.order)
+        case InputTransform():
+            _check_pair("padding", operation.padding, 0)
+            return c * len(operation.positions), *output.shape[1:]  # as many tiles as the output has
+        case OutputTransform():
+            _check_tiles(shape, output, len(operation.positions))
+            return output.shape
         case _:
             assert_never(operation)
 
@@ -178,6 +187,12 @@ def _sliced(operation: Slice, shape: Shape) -> Shape:
     return _shape(math.ceil((stop - start) / step) for start, stop, step, _ in parts)
 
 
+def _check_tiles(shape: Shape, output: Value, positions: int) -> None:
+    wanted = output.channels * positions, *(-(-side // STEP) for side in output.shape[1:])
+    if shape != wanted:
+        raise ValueError(f"it makes {list(output.shape)} of {list(shape)}, not of {list(wanted)}.")
+
+
 def _shape(sizes: Iterable[int]) -> Shape:
     c, h, w = sizes
     return c, h, w
@@ -208,6 +223,17 @@ def _check_numbers(operation: Operation, sources: list[Value], output: Value) ->
             if not INT32_LOWEST <= operation.multiplier <= INT32_HIGHEST:
                 raise ValueError(f"its multiplier is {operation.multiplier}, which has more than 32 bits.")
             _check_requantization((operation.left,), operation, output)
+        case InputTransform():
+            _check_positions(operation.positions)
+            _check_requantization((operation.left,), operation, output)
+        case OutputTransform():
+            _check_positions(operation.positions)
+            _check_channels("bias", operation.bias, output, INT32_LOWEST, INT32_HIGHEST)
+            if len(operation.left) != sources[0].channels or not _all_in(operation.left, 0, LARGEST_SHIFT):
+                raise ValueError(
+                    f"its {len(operation.left)} shifts aren't {sources[0].channels} from 0 to {LARGEST_SHIFT}."
+                )
+            _check_requantization((), operation, output)
         case Table():
             _check_tables(operation, sources[0], output)
         case MaxPool():
@@ -221,7 +247,13 @@ def _check_numbers(operation: Operation, sources: list[Value], output: Value) ->
 
 def _check_requantization(
     lefts: Sequence[Channels],
-    operation: Convolution | Addition | Multiplication | AveragePool | Requantization,
+    operation: Convolution
+    | Addition
+    | Multiplication
+    | AveragePool
+    | Requantization
+    | InputTransform
+    | OutputTransform,
     output: Value,
 ) -> None:
     for left in lefts:
@@ -238,6 +270,11 @@ def _check_channels(name: str, numbers: Channels, output: Value, lowest: int, hi
         raise ValueError(
             f"its {len(numbers)} numbers {name} aren't {output.channels}, one a channel, from {lowest} to {highest}."
         )
+
+
+def _check_positions(positions: tuple[int, ...]) -> None:
+    if not positions or not _all_in(positions, 0, TILE * TILE - 1) or list(positions) != sorted(set(positions)):
+        raise ValueError(f"its positions are {list(positions)}, not some of 0 to {TILE * TILE - 1}, ascending.")
 
 
 def _check_tables(operation: Table, source: Value, output: Value) -> None:

@@ -189,6 +189,38 @@ class Permutation(_Operation):
     order: tuple[int, int, int]
 
 
+@dataclass(frozen=True)
+class InputTransform(_Operation):
+    """Tiles of F(2x2, 3x3) in the Winograd domain, at P kept positions, which a convolution of P groups then multiplies.
+
+    `v[p * C + c, i, j] = requantized((B^T d B)[position p])` of the tile d of 4x4 integers whose first is at row
+    2 i - padding[0] and column 2 j - padding[1] of channel c; outside the image there are zeros.
+    """
+
+    positions: tuple[int, ...]  # ascending, of 0 to 15
+    padding: Pair  # above and to the left
+    left: Channels
+    right: Channels
+    low: Channels
+    high: Channels
+
+
+@dataclass(frozen=True)
+class OutputTransform(_Operation):
+    """Outputs of K filters from their products m [P * K, ...] at P positions.
+
+    `y[k] = clamp((bias[k] + (A^T m A)[k] + half) >> right[k], low[k], high[k])`, each product shifted to the left first; what
+    tiles have beyond the output is left out.
+    """
+
+    positions: tuple[int, ...]  # ascending, of 0 to 15
+    bias: Channels
+    left: tuple[int, ...]  # [P * K]
+    right: Channels
+    low: Channels
+    high: Channels
+
+
 Operation = (
     Convolution
     | Addition
@@ -203,4 +235,6 @@ Operation = (
     | NearestUpsample
     | Reshape
     | Permutation
+    | InputTransform
+    | OutputTransform
 )

@@ -11,25 +11,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from winograd.integer_checks import STEP, TILE
 from winograd.integer_operations import (
     Addition,
     AveragePool,
     Channels,
     Concatenation,
     Convolution,
+    InputTransform,
     MaxPool,
     Multiplication,
     NearestUpsample,
     Operation,
+    OutputTransform,
     Padding,
     Pair,
     Permutation,
     Requantization,
     Reshape,
+    Shape,
     Slice,
     Table,
 )
 from winograd.integer_program import IntegerProgram
+from winograd.matrices import MATRICES, Matrix
 
 
 def run(program: IntegerProgram, input: Tensor) -> Tensor:
@@ -95,14 +100,56 @@ def _run(operation: Operation, program: IntegerProgram, values: Mapping[int, Ten
             return x.reshape(len(x), *program.values[operation.output].shape)
         case Permutation():
             return x.permute(0, *(place + 1 for place in operation.order))
+        case InputTransform():
+            return _requantized(
+                _in_tiles(x, operation, program.values[operation.output].shape), operation.left, operation
+            )
+        case OutputTransform():
+            sums = _out_of_tiles(x << _channels(operation.left), operation, program.values[operation.output].shape)
+            return _requantized(sums + _channels(operation.bias), None, operation)
         case _:
             assert_never(operation)
+
+
+def _in_tiles(x: Tensor, operation: InputTransform, shape: Shape) -> Tensor:
+    """B^T d B of all tiles at the positions, [N, P * C, rows, columns]."""
+    reach = [STEP * (count - 1) + TILE for count in shape[1:]]
+    # As far as tiles reach; what lies further is cut off by a negative padding.
+    behind = [to - side - before for to, side, before in zip(reach, x.shape[2:], operation.padding, strict=True)]
+    padded = functional.pad(x, [operation.padding[1], behind[1], operation.padding[0], behind[0]])
+    tiles = _windows(padded, (TILE, TILE), (STEP, STEP), (1, 1))  # [N, C, rows, columns, 4, 4]
+    matrix = _integers(MATRICES[STEP].bt)
+    transformed = torch.einsum("ar,ncijrs,bs->nabcij", matrix, tiles, matrix).flatten(1, 2)
+    return transformed[:, list(operation.positions)].flatten(1, 2)
+
+
+def _out_of_tiles(x: Tensor, operation: OutputTransform, shape: Shape) -> Tensor:
+    """A^T m A of all tiles, [N, K, H, W]; positions that aren't kept are zeros."""
+    products = x.reshape(len(x), len(operation.positions), -1, *x.shape[2:])
+    tiles = products.new_zeros(len(x), TILE * TILE, *products.shape[2:])
+    tiles[:, list(operation.positions)] = products
+    matrix = _integers(MATRICES[STEP].at)
+    transformed = torch.einsum(
+        "ra,nabkij,sb->nkirjs", matrix, tiles.reshape(len(x), TILE, TILE, *tiles.shape[2:]), matrix
+    )
+    return transformed.flatten(2, 3).flatten(3, 4)[:, :, : shape[1], : shape[2]]
+
+
+def _integers(matrix: Matrix) -> Tensor:
+    """Of F(2x2, 3x3), whose matrices hold nothing but 0, 1 and -1."""
+    return torch.tensor([[int(entry) for entry in row] for row in matrix])
 
 
 def _requantized(
     sums: Tensor,
     left: Channels | None,
-    operation: Convolution | Addition | Multiplication | AveragePool | Requantization,
+    operation: Convolution
+    | Addition
+    | Multiplication
+    | AveragePool
+    | Requantization
+    | InputTransform
+    | OutputTransform,
 ) -> Tensor:
     right = _channels(operation.right)
     half = torch.where(right > 0, 1 << (right - 1).clamp(min=0), 0)

@@ -45,7 +45,8 @@ _INSTEAD = 'Ask for "pt2", "onnx" or "c" in place of "pt2_integers".'
 def integer_program(network: IntegerNetwork) -> programs.IntegerProgram:
     """`network` as a program; raises `RecipeRefused` where it has more than 8-bit factors and 32-bit sums."""
     names = [network.input, *(operation.output for operation in network.operations)]
-    writer = _Writer(network.values, {name: index for index, name in enumerate(names)}.__getitem__)
+    layers = {layer.output: layer for layer in network.convolutions}
+    writer = _Writer(network.values, layers, {name: index for index, name in enumerate(names)}.__getitem__)
     return programs.IntegerProgram(
         input=0,
         output=writer.index(network.output),
@@ -64,6 +65,7 @@ class _Writer:
     """Writes single operations."""
 
     values: dict[str, Value]
+    layers: dict[str, Convolution]  # by what they make
     index: Callable[[str], int]
 
     def written(self, operation: Operation) -> programs.Operation:
@@ -72,8 +74,14 @@ class _Writer:
         match operation:
             case Convolution():
                 return self._convolution(operation, output, sources)
-            case InputTransform() | OutputTransform():
-                raise _refused("it has Winograd convolutions, which that operator computes in floating point only")
+            case InputTransform():
+                bounds = replace(operation, out_shift=(0,) * len(operation.out_shift)).accumulator_bounds(codings[0])
+                by = _rescaling(operation, bounds)
+                return programs.InputTransform(
+                    output, sources, operation.positions, operation.padding, by.lefts[0], by.right, by.low, by.high
+                )
+            case OutputTransform():
+                return self._output_transform(operation, output, sources)
             case Addition():
                 bounds = replace(operation, out_shift=(0,) * len(operation.out_shift)).accumulator_bounds(*codings)
                 by = _rescaling(operation, bounds, operation.left)
@@ -124,6 +132,25 @@ class _Writer:
             operation.stride, operation.padding, operation.dilation, operation.groups,
         )  # fmt: skip
 
+    def _output_transform(
+        self, operation: OutputTransform, output: int, sources: tuple[int, ...]
+    ) -> programs.OutputTransform:
+        if min(operation.out_shift) < 0:
+            raise _refused(f"outputs of {operation.output} are finer than their products")
+        products = self._products_of(operation.source)
+        bounds = replace(operation, out_shift=(0,) * len(operation.out_shift)).accumulator_bounds(products)
+        by = _rescaling(operation, bounds)
+        if max(operation.left) > LARGEST_SHIFT or any(any(left) for left in by.lefts):
+            raise _refused(f"products of {operation.output} are too far apart")
+        return programs.OutputTransform(
+            output, sources, operation.positions, operation.bias, operation.left, by.right, by.low, by.high
+        )
+
+    def _products_of(self, value: str) -> list[int]:
+        """What the products between two transforms can't exceed, by channel."""
+        layer = self.layers[value]
+        return [min(int(bound), INT32) for bound in layer.accumulator_bounds(self.values[layer.source].coding)]
+
 
 def _check_widths(operation: Convolution, source: Coding) -> None:
     if source.bits > BYTE_BITS:
@@ -149,7 +176,13 @@ class _Rescaling:
 
 
 def _rescaling(
-    operation: Convolution | Addition | Multiplication | AveragePool | Requantization,
+    operation: Convolution
+    | Addition
+    | Multiplication
+    | AveragePool
+    | Requantization
+    | InputTransform
+    | OutputTransform,
     bounds: Sequence[int],
     lefts: Sequence[Sequence[int]] | None = None,
 ) -> _Rescaling:

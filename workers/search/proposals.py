@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from jobs.eligibility import winograd_layers
 from jobs.inspection import ModelInspection
 from jobs.recipe import (
     AssignPrecision,
@@ -70,7 +69,7 @@ def proposals(scene: Scene) -> Proposals:
     match scene.goal.minimise:
         case "latency":
             in_floats = scene.runtime == "torch" and not scene.wants_integers
-            if integers and not (in_floats and winograd_layers(scene.inspection)):
+            if integers:
                 yield from _whole_widths(scene)
             if in_floats:
                 yield from _winograd(scene)

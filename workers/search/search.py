@@ -13,7 +13,6 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-from jobs.eligibility import winograd_layers
 from jobs.errors import RecipeRefused, Refusal
 from jobs.folder import Compress
 from jobs.inspection import ModelInspection
@@ -109,7 +108,7 @@ def search(
     goal = job.goal
     assert goal is not None
     clock = Clock(goal, tell, is_finish_wanted)
-    asked, job = job.outputs, job.model_copy(update={"outputs": with_fast_integers(job, inspection)})
+    asked, job = job.outputs, job.model_copy(update={"outputs": with_fast_integers(job)})
     measuring = Measuring(job, goal, bench, folder, clock.check)
     clock.spent_before = seconds_spent(folder) + sum(_seconds(path) for path in folder.glob("*/candidate.json"))
     original = measuring.original()
@@ -137,12 +136,10 @@ def search(
     return Found(recipe, job.outputs if _is_in_integers(chosen) else asked, report, measuring, goal)
 
 
-def with_fast_integers(job: Compress, inspection: ModelInspection) -> tuple[OutputFormat, ...]:
+def with_fast_integers(job: Compress) -> tuple[OutputFormat, ...]:
     """The outputs of a job, with the file that torch computes in integers where the goal is latency there."""
     wants_speed = job.goal is not None and job.goal.minimise == "latency" and job.target.runtime == "torch"
-    if not wants_speed or winograd_layers(inspection):
-        return job.outputs
-    return tuple(dict.fromkeys((*job.outputs, "pt2_integers")))
+    return tuple(dict.fromkeys((*job.outputs, "pt2_integers"))) if wants_speed else job.outputs
 
 
 def deliverable(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import winograd
 from jobs.errors import RecipeRefused
 from tests.workers.fixed_point.networks import RandomNetwork
-from tests.workers.fixed_point.winograd_networks import WinogradNetwork
+from tests.workers.fixed_point.winograd_networks import CORNER, ONE, QUARTER, SOME, WITHOUT_CORNERS, WinogradNetwork
 from tests.workers.integer_networks import every_operation, example_images, quantized
 from tests.workers.networks import graph_of
 from workers.fixed_point.coding import Coding
@@ -63,6 +63,27 @@ def test_operation_is_the_reference(add: Callable[[RandomNetwork], str], signed:
     made = RandomNetwork(SHAPE, signed=signed)
     add(made)
     assert_same(made.made(), made.images(9))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"positions": WITHOUT_CORNERS, "relu": True, "signed": False},
+        {"positions": SOME, "filters": 3, "padding": (0, 0)},
+        {"positions": ONE, "padding": (2, 1)},
+        {"positions": QUARTER, "weight_bits": 4, "largest_shift": 3},
+        {"positions": CORNER, "tile_bits": 5},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [SHAPE, (17, 5, 9)], ids=str)
+def test_w8_and_f8_winograd_convolutions_are_the_reference(
+    shape: tuple[int, int, int], options: dict[str, Any]
+) -> None:
+    made = WinogradNetwork(shape)
+    made.winograd(**options)
+    assert_same(made.made(), made.images(5))
 
 
 def test_linear_layer_gives_whole_accumulators() -> None:
@@ -162,12 +183,6 @@ def test_sums_that_may_leave_32_bits_are_refused(add: Callable[[RandomNetwork], 
     made = RandomNetwork(SHAPE)
     add(made)
     assert "may leave 32 bits" in str(refusal(made.made()))
-
-
-def test_winograd_convolutions_are_refused() -> None:
-    made = WinogradNetwork(SHAPE)
-    made.winograd()
-    assert "it has Winograd convolutions" in str(refusal(made.made()))
 
 
 def test_sums_are_refused_by_what_any_image_could_make_of_them() -> None:

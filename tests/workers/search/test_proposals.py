@@ -108,13 +108,6 @@ def test_latency_in_torch_is_of_integers_too_and_of_them_alone_where_a_file_is_w
     assert [proposal.recipe[0].kind for proposal in alone] == ["quantize_fixed_point"] * 2
 
 
-def test_uploaded_winograd_convolutions_stay_as_they_are_for_latency_in_torch() -> None:
-    given = scene(("quantize_fixed_point",), runtime="torch", minimise="latency")
-    (layer,) = given.inspection.layers
-    uploaded = given.inspection.model_copy(update={"layers": (layer.model_copy(update={"kind": "winograd_conv2d"}),)})
-    assert asked(proposals(replace(given, inspection=uploaded)), lambda _: None) == []
-
-
 def test_networks_that_integers_cannot_do_are_pruned() -> None:
     given = scene(("prune_weights",), learns=True, minimise="bytes")
     kinds = [[step.kind for step in proposal.recipe] for proposal in asked(proposals(given), lambda _: None)]

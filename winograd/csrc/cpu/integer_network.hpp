@@ -19,6 +19,7 @@ inline constexpr int kMostTileBytes = 64;  // of one of its rows
 enum Kind : int32_t {
   kConvolution = 1, kAddition, kMultiplication, kMaxPool, kAveragePool, kTable, kRequantization,
   kConcatenation, kSlice, kPadding, kNearestUpsample, kReshape, kPermutation,
+  kInputTransform, kOutputTransform,
 };
 
 struct Value {
@@ -59,6 +60,9 @@ struct Step {
   int64_t multiplications;
   // ---- Tables
   int64_t table, row;
+  // ---- Transforms of F(2x2, 3x3); shifts of an output transform's products are left_second
+  int64_t positions;
+  int32_t position_count;
 };
 
 struct Prepared {

@@ -83,7 +83,7 @@ struct Operation {
   Step step{};
   Words sources;
   Rounded rounded, sum;  // sum: of an addition that was taken into this convolution
-  Words bias, left_second, sum_left_second, table, row;
+  Words bias, left_second, sum_left_second, table, row, positions;
   const int8_t *weights = nullptr;
 };
 
@@ -134,7 +134,7 @@ class Program {
   Operation read_operation() {
     Operation made;
     Step &step = made.step;
-    step.kind = reader_.between(kConvolution, kPermutation, "kind of operation");
+    step.kind = reader_.between(kConvolution, kOutputTransform, "kind of operation");
     step.output = reader_.between(0, static_cast<int64_t>(values.size()) - 1, "output of an operation");
     if (exists_[step.output]) refuse("Two of the program's operations make the same value.");
     const bool takes_two = step.kind == kAddition || step.kind == kMultiplication;
@@ -232,6 +232,19 @@ class Program {
         require_range(step.source, step.output);
         if (from.numbers() != to.numbers()) refuse("A reshape of the program changes how many numbers there are.");
         return;
+      case kInputTransform:
+        read_positions(made);
+        read_pair(step.padding, 0, "padding");
+        require_shape(step.output, int64_t{from.channels} * step.position_count, to.height, to.width);
+        made.rounded.left = read_shifts(to);
+        return read_rounding(made, to);
+      case kOutputTransform:
+        read_positions(made);
+        require_shape(step.source, int64_t{to.channels} * step.position_count, (int64_t{to.height} + 1) / 2, (int64_t{to.width} + 1) / 2);
+        made.bias = reader_.words(to.channels);
+        made.left_second = read_shifts(from);
+        made.rounded.left.assign(static_cast<size_t>(to.channels), 0);
+        return read_rounding(made, to);
       default: {  // a permutation
         const int32_t sizes[] = {from.channels, from.height, from.width};
         bool seen[3] = {};
@@ -244,6 +257,13 @@ class Program {
         return require_shape(step.output, sizes[step.numbers[0]], sizes[step.numbers[1]], sizes[step.numbers[2]]);
       }
     }
+  }
+
+  void read_positions(Operation &made) {
+    made.step.position_count = reader_.between(1, 16, "number of positions");
+    made.positions = reader_.words(made.step.position_count, 0, 15, "positions");
+    for (size_t p = 1; p < made.positions.size(); ++p)
+      if (made.positions[p] <= made.positions[p - 1]) refuse("Positions of the program don't rise.");
   }
 
   void read_convolution(Operation &made) {
@@ -546,6 +566,8 @@ std::vector<uint8_t> prepare(const uint8_t *bytes, int64_t size) {
       step.sources = block.put(operation.sources);
       step.table = block.put(operation.table);
       step.row = block.put(operation.row);
+      step.bias = block.put(operation.bias);
+      step.positions = block.put(operation.positions);
     }
     steps.push_back(step);
   }

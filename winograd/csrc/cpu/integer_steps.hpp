@@ -12,6 +12,7 @@
 #include <cstring>
 #include <type_traits>
 
+#include "../matrices.hpp"
 #include "integer_network.hpp"
 
 #define WINOGRAD_INLINE inline __attribute__((always_inline))
@@ -720,6 +721,59 @@ void move(const Image &image, const Step &step) {
   });
 }
 
+// B^T d B: sums of four inputs, since the matrices of F(2x2, 3x3) hold nothing but 0, 1 and -1.
+void transform_input(const Image &image, const Step &step) {
+  const Value &source = image.network->value(step.source), &shape = image.network->value(step.output);
+  const Rounder rounder(*image.network, step.rounding);
+  const int32_t *const positions = image.network->at<int32_t>(step.positions);
+  with_two(image, step, [&](auto v, auto x) {
+    for (int64_t row = 0, first = 0; row < shape.height; ++row)
+      for (int64_t column = 0; column < shape.width; ++column)
+        for (int32_t p = 0; p < step.position_count; ++p, first += source.channels) {
+          int64_t places[4];
+          int32_t signs[4], count = 0;
+          for (int r = 0; r < 4; ++r)
+            for (int s = 0; s < 4; ++s) {
+              const double sign = kMatrices<2>.bt[positions[p] / 4][r] * kMatrices<2>.bt[positions[p] % 4][s];
+              const int64_t y = 2 * row + r - step.padding[0], z = 2 * column + s - step.padding[1];
+              if (sign == 0 || y < 0 || y >= source.height || z < 0 || z >= source.width) continue;
+              places[count] = (y * source.width + z) * source.channels;
+              signs[count++] = static_cast<int32_t>(sign);
+            }
+          for (int64_t c = 0; c < source.channels; ++c) {
+            int32_t sum = 0;
+            for (int32_t term = 0; term < count; ++term) sum = add(sum, multiply(signs[term], x.get(places[term] + c)));
+            v.set(first + c, rounded(rounder, sum, p * source.channels + c));
+          }
+        }
+  });
+}
+
+// A^T m A, with each product shifted to where sums meet.
+void transform_output(const Image &image, const Step &step) {
+  const Value &source = image.network->value(step.source), &shape = image.network->value(step.output);
+  const Rounder rounder(*image.network, step.rounding);
+  const int32_t *const positions = image.network->at<int32_t>(step.positions), *const left = image.network->at<int32_t>(step.left_second);
+  const int32_t *const bias = image.network->at<int32_t>(step.bias);
+  with_two(image, step, [&](auto y, auto m) {
+    for (int64_t row = 0, to = 0; row < shape.height; ++row)
+      for (int64_t column = 0; column < shape.width; ++column) {
+        const int64_t tile = (row / 2 * source.width + column / 2) * source.channels;
+        int32_t signs[16];
+        for (int32_t p = 0; p < step.position_count; ++p)
+          signs[p] = static_cast<int32_t>(kMatrices<2>.at[row % 2][positions[p] / 4] * kMatrices<2>.at[column % 2][positions[p] % 4]);
+        for (int64_t k = 0; k < shape.channels; ++k, ++to) {
+          int32_t sum = bias[k];
+          for (int32_t p = 0; p < step.position_count; ++p) {
+            const int64_t product = p * int64_t{shape.channels} + k;
+            sum = add(sum, multiply(signs[p], shift_left(m.get(tile + product), left[product])));
+          }
+          y.set(to, rounded(rounder, sum, k));
+        }
+      }
+  });
+}
+
 void take_input(const Image &image, const void *input, bool is_float) {
   constexpr int64_t kChunk = 64;
   const Value &value = image.network->value(image.network->input);
@@ -771,6 +825,8 @@ void run_image(const Image &image, const void *input, bool is_float, int32_t *ou
       case kTable: look_up(image, step); break;
       case kRequantization: requantize(image, step); break;
       case kConcatenation: concatenate(image, step); break;
+      case kInputTransform: transform_input(image, step); break;
+      case kOutputTransform: transform_output(image, step); break;
       default: move(image, step);
     }
   }
