@@ -15,10 +15,12 @@ from winograd.integer_program import (
     AveragePool,
     Concatenation,
     Convolution,
+    InputTransform,
     MaxPool,
     Multiplication,
     NearestUpsample,
     Operation,
+    OutputTransform,
     Padding,
     Permutation,
     Requantization,
@@ -364,8 +366,9 @@ def small() -> IntegerProgram:
     vector, image = (2, 1, 1), (2, 4, 4)
     one, zero, low, high = (1, 1), (0, 0), (-128, -128), (127, 127)
     shapes: list[tuple[int, int, int]] = [image] * 6
-    shapes += [(4, 4, 4), (2, 2, 4), (2, 4, 4), (2, 8, 8), (8, 4, 4), (4, 8, 4), vector, image]
-    ends = low, high
+    shapes += [(4, 4, 4), (2, 2, 4), (2, 4, 4), (2, 8, 8), (8, 4, 4), (4, 8, 4), vector, image, (4, 2, 2), image]
+    ends, positions = (low, high), (5, 10)
+    tile_shifts = zero * 2, one * 2, low * 2, high * 2
     operations = (
         Convolution(1, (0,), torch.ones(2, 2, 1, 1, dtype=torch.int8), one, zero, one, *ends),
         Addition(2, (1, 0), (zero, one), one, *ends),
@@ -380,9 +383,11 @@ def small() -> IntegerProgram:
         Permutation(11, (10,), (1, 0, 2)),
         AveragePool(12, (8,), (4, 4), (1, 1), (0, 0), 3, zero, one, *ends),
         Multiplication(13, (8, 12), zero, one, *ends),
+        InputTransform(14, (13,), positions, (1, 1), *tile_shifts),
+        OutputTransform(15, (14,), positions, zero, zero * 2, one, *ends),
     )
     values = tuple(Value(shape, *SIGNED) for shape in shapes)
-    return IntegerProgram(0, 13, (7, 7), values, operations)
+    return IntegerProgram(0, 15, (7, 7), values, operations)
 
 
 # ---- What is refused ------------------------------------------------------------------------------------------------------
@@ -435,7 +440,7 @@ def test_wrong_words_end_in_sentences_or_do_no_harm(word: int) -> None:
 
 def _does_not_overflow(program: IntegerProgram) -> bool:
     """Whether no number is so large that sums may leave 32 bits."""
-    sums = [one for one in program.operations if isinstance(one, Convolution)]
+    sums = [one for one in program.operations if isinstance(one, Convolution | OutputTransform)]
     pools = [one for one in program.operations if isinstance(one, AveragePool)]
     return all(abs(n) < 2**20 for one in sums for n in one.bias) and all(abs(one.multiplier) < 2**10 for one in pools)
 
@@ -464,7 +469,7 @@ def with_one_pool(rows: int, **parts: Any) -> Parts:
 
 
 WRONG: dict[str, tuple[Parts, str]] = {
-    "an input that isn't there": (with_parts(input=14), "input names value 14"),
+    "an input that isn't there": (with_parts(input=16), "input names value 16"),
     "an output that isn't there": (with_parts(output=-1), "output names value -1"),
     "too few lengths": (with_parts(input_lengths=(7,)), "one a channel"),
     "lengths beyond all numbers": (with_parts(input_lengths=(7, 1000)), "from -64 to 64"),
@@ -501,6 +506,12 @@ WRONG: dict[str, tuple[Parts, str]] = {
     "padding by less than nothing": (with_operation(7, before=(0, -1, 0)), "pads"),
     "an order that is none": (with_operation(10, order=(0, 0, 2)), "order"),
     "a scale of zero": (with_operation(8, scale=(0, 2)), "scale"),
+    "positions that fall": (with_operation(13, positions=(10, 5)), "positions"),
+    "a position twice": (with_operation(14, positions=(5, 5)), "positions"),
+    "a position that isn't there": (with_operation(14, positions=(5, 16)), "positions"),
+    "positions of other products": (with_operation(14, positions=(5,), left=(0, 0)), "it makes"),
+    "tiles of fewer positions": (with_operation(13, positions=(5,)), "would be"),
+    "shifts of products below zero": (with_operation(14, left=(0, 0, 0, -1)), "shifts"),
 }  # fmt: skip
 
 
