@@ -23,6 +23,7 @@ COMMANDS = (
     ("benchmarks.goals", "latency", "--runtime", "torch", "--svg", "build/accuracy-latency-torch.svg"),
     ("benchmarks.c_source",),
     ("benchmarks.qdq",),
+    ("benchmarks.integer_networks",),
     ("benchmarks.overhead",),
     ("benchmarks.polling",),
     ("benchmarks.upload",),
