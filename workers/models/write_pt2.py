@@ -17,11 +17,13 @@ from torch import fx
 from torch.export import Dim, ExportedProgram
 
 from jobs.errors import VerificationFailed
+from workers.models.deflate import deflated
 from workers.models.graph import BATCH, ModelGraph
 from workers.models.shapes import concrete_shape
 
 ROOT = "network"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that zip knows
+LARGEST_DEFLATED = 2**30  # bytes; of more than 2 GB zip writes other headers
 SMALLEST_GAIN = 0.98  # a weight that packing hardly shrinks is stored as it is, which loads faster
 
 
@@ -89,6 +91,20 @@ def _is_data(place: str) -> bool:
 
 def _add(target: zipfile.ZipFile, name: str, content: bytes, *, compress: bool) -> None:
     entry = zipfile.ZipInfo(name, date_time=EPOCH)
-    pays = compress and len(zlib.compress(content, 9)) < SMALLEST_GAIN * len(content)
-    entry.compress_type = zipfile.ZIP_DEFLATED if pays else zipfile.ZIP_STORED
-    target.writestr(entry, content, compresslevel=9)
+    short = deflated(content) if compress else content
+    if len(short) >= SMALLEST_GAIN * len(content):
+        target.writestr(entry, content)
+    elif len(content) > LARGEST_DEFLATED:
+        target.writestr(entry, content, zipfile.ZIP_DEFLATED, compresslevel=9)
+    else:
+        _add_deflated(target, entry, content, short)
+
+
+def _add_deflated(target: zipfile.ZipFile, entry: zipfile.ZipInfo, content: bytes, short: bytes) -> None:
+    """zipfile takes nothing that is deflated already: it is told to store it, and what that was is put right afterwards."""
+    target.writestr(entry, short)
+    entry.compress_type, entry.file_size, entry.CRC = zipfile.ZIP_DEFLATED, len(content), zlib.crc32(content)
+    assert target.fp is not None, "it is open"
+    target.fp.seek(entry.header_offset)
+    # Of the same length; for the next entry zipfile itself goes to the end.
+    target.fp.write(entry.FileHeader(zip64=False))

@@ -81,6 +81,20 @@ def test_zeros_pay_in_bytes(sparsity: float, wide: ModelGraph, tmp_path: Path) -
     assert sizes[True] < (1 - 0.75 * sparsity) * sizes[False]
 
 
+def test_weights_too_large_for_our_own_streams_are_deflated_by_zipfile(
+    wide: ModelGraph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = with_zeros(wide, 0.9)
+    write_pt2(graph, tmp_path / "ours.pt2", pack_zeros=True)
+    monkeypatch.setattr("workers.models.write_pt2.LARGEST_DEFLATED", 0)
+    write_pt2(graph, tmp_path / "theirs.pt2", pack_zeros=True)
+    with zipfile.ZipFile(tmp_path / "ours.pt2") as ours, zipfile.ZipFile(tmp_path / "theirs.pt2") as theirs:
+        assert ours.testzip() is None
+        for one, other in zip(ours.infolist(), theirs.infolist(), strict=True):
+            assert ours.read(one) == theirs.read(other)
+            assert one.compress_size <= other.compress_size
+
+
 def test_nothing_but_the_network_is_in_the_file(wide: ModelGraph, tmp_path: Path) -> None:
     write_pt2(wide, tmp_path / "n.pt2", pack_zeros=False)
     content = (tmp_path / "n.pt2").read_bytes()
