@@ -78,7 +78,7 @@ def touched_layers(request: JobRequest, model: ModelInspection) -> dict[str, lis
 def estimated_cost(request: JobRequest, judgement: Judgement) -> dict[str, Any]:
     """Roughly what the job would need, and whether its goal looks reachable."""
     if request.goal is not None:
-        return estimate_goal(request.goal, judgement.data, judgement.model)
+        return estimate_goal(request.goal, judgement.data, judgement.model, runtime=request.target.runtime)
     return estimate(request.recipe, judgement.data, judgement.model)
 
 

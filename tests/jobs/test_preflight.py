@@ -536,6 +536,12 @@ def test_goal_is_estimated_between_eight_and_two_bits() -> None:
     assert "Rough" in cost["note"]
 
 
+def test_goal_of_a_file_that_is_deflated_may_come_to_less_than_two_bits_a_weight() -> None:
+    cost = estimate_goal(Goal(), {"selection": data()}, model(), runtime="torch")
+    weights, graph = 3 * 432, 3 * (80 + 4 * 16)
+    assert cost["bytes"] == {"at_least": weights // 8 + graph, "at_most": weights + graph}
+
+
 def test_goal_smaller_than_the_smallest_file_does_not_look_reachable() -> None:
     smallest = estimate_goal(Goal(), {"selection": data()}, model())["bytes"]["at_least"]
     just = Goal(constraints=Constraints(max_bytes=smallest))

@@ -305,6 +305,24 @@ def test_latency_in_torch_is_searched_for_among_integers_and_delivered_as_what_w
     assert report.files[-1].size.bytes == chosen.bytes
 
 
+def test_bytes_in_torch_are_searched_for_in_the_file_of_one_operator_where_that_was_asked_for(
+    tmp_path: Path, model: Path
+) -> None:
+    goal = {"max_accuracy_drop_pp": 3.0, "minimise": "bytes", "deadline_seconds": 3600}
+    folder = lay_out_job(
+        tmp_path / "job", model, held_out(), recipe=[], goal=goal, outputs=["pt2_integers"], target={"runtime": "torch"}
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    assert report.search is not None
+    chosen = ([report.search.original, *report.search.candidates])[report.search.delivered]
+    (file,) = report.files
+    assert (file.format, file.size.bytes) == ("pt2_integers", chosen.bytes)
+    assert chosen.bytes == min(each.bytes for each in report.search.candidates if each.meets_goal)
+    assert chosen.bytes < report.search.candidates[0].bytes
+
+
 @pytest.mark.parametrize("options", [{"groups": 1}, {"groups": 2, "group_by": "input_channels"}], ids=str)
 def test_w8_and_f8_pruned_winograd_convolutions_are_delivered_in_integers(
     tmp_path: Path, model: Path, options: dict[str, Any]

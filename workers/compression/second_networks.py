@@ -12,6 +12,7 @@ from workers.compression.fixed_point_codings import Calibration, Preparations
 from workers.compression.fixed_point_emission import Emission, layer_of
 from workers.compression.fixed_point_simulation import dequantized_weight, simulate
 from workers.compression.fixed_point_walk import Walk
+from workers.fixed_point.entropy import entropy_bits
 from workers.fixed_point.network import Convolution, IntegerNetwork
 from workers.models.graph import ModelGraph
 
@@ -73,6 +74,13 @@ class SecondNetworks:
             )
             found[exact.layer] = float((rounded - reference).square().sum() / reference.square().sum().clamp_min(1e-30))
         return found
+
+    def entropies(self, bits: int) -> dict[str, float]:
+        """By layer: what its weights take at so many bits where a file is deflated, in bits."""
+        return {
+            exact.layer: entropy_bits(self._variant(exact, bits).aligned_weight)
+            for exact in self.network({}).convolutions
+        }
 
     def _variant(self, layer: Convolution, bits: int) -> Convolution:
         return self._layers[layer.output, bits].taken_out()

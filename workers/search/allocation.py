@@ -7,7 +7,7 @@ and price together are lowest; the prices at which a layer changes its mind are 
 better than they are.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -20,21 +20,25 @@ class Sensitivity:
 
     bits: int
     error: float
-    cost: int  # bits of weights, or bit operations
+    cost: int  # bits that the file takes for the weights, or bit operations
 
 
 def measured_sensitivities(
-    widths: Sequence[int], costs: Mapping[str, int], error_of: Callable[[Mapping[str, int]], float]
+    widths: Sequence[int],
+    layers: Iterable[str],
+    cost_of: Callable[[str, int], int],
+    error_of: Callable[[Mapping[str, int]], float],
 ) -> dict[str, list[Sensitivity]]:
     """Each layer at each width, the first of which is free of error.
 
-    `costs` are of one bit of each layer; `error_of` is of a network with these layers at these bits, the others at the first.
+    `cost_of` is of a layer at so many bits; `error_of` is of a network with these layers at these bits, the others at the first.
     """
     return {
         layer: [
-            Sensitivity(bits, 0.0 if bits == widths[0] else error_of({layer: bits}), cost * bits) for bits in widths
+            Sensitivity(bits, 0.0 if bits == widths[0] else error_of({layer: bits}), cost_of(layer, bits))
+            for bits in widths
         ]
-        for layer, cost in costs.items()
+        for layer in layers
     }
 
 
@@ -57,10 +61,12 @@ def allocations(sensitivities: Mapping[str, Sequence[Sensitivity]]) -> list[Bits
 def lower_hull(found: Sequence[Sensitivity]) -> list[Sensitivity]:
     """The widths that are best at some price, the widest first."""
     hull: list[Sensitivity] = []
-    for point in sorted(found, key=lambda each: -each.cost):
+    for point in sorted(found, key=lambda each: (-each.cost, each.error)):
         # A narrower width that errs no more makes the wider one pointless.
         while hull and point.error <= hull[-1].error:
             hull.pop()
+        if hull and point.cost == hull[-1].cost:
+            continue  # deflated, a few weights can take as much at fewer bits
         while len(hull) > 1 and _slope(hull[-1], point) <= _slope(hull[-2], hull[-1]):
             hull.pop()
         hull.append(point)

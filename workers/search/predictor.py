@@ -26,8 +26,8 @@ from workers.search.allocation import Bits, allocations, measured_sensitivities
 QUANTIZATION = QuantizeFixedPoint(kind="quantize_fixed_point")
 FILE_NAME = "predictions.json"
 
-# Files hold weights of 5 to 7 bits in whole bytes, so these save operations alone.
-WIDTHS = {"bytes": (8, 4, 3, 2), "operations": (8, 6, 5, 4, 3, 2)}
+WIDTHS = (8, 6, 5, 4, 3, 2)
+WIDTHS_OF_ONNX = (8, 4, 3, 2)  # such a file holds weights of 5 to 7 bits in whole bytes
 SENSITIVITY_IMAGES = 128
 
 
@@ -38,7 +38,8 @@ class Predictor:
         self._bench = bench
         self._confidence = goal.confidence
         self._counts_operations = goal.minimise == "operations"
-        self._widths = WIDTHS["operations" if self._counts_operations else "bytes"]
+        self._is_deflated = bench.job.target.runtime == "torch"  # as .pt2 files are, and .onnx files can't be
+        self._widths = WIDTHS if self._counts_operations or self._is_deflated else WIDTHS_OF_ONNX
         self._check_time = check_time
         self._path = folder / FILE_NAME
         self._known: dict[str, float] = _read(self._path)  # errors and drops by the bits that they are of
@@ -47,11 +48,8 @@ class Predictor:
 
     def ladder(self) -> list[Bits]:
         """Allocations of bits to layers, from the widest to the narrowest, each the cheapest in accuracy for its size."""
-        graph = self._bench.uploaded
-        sizes = {layer.name: parameter(graph, layer.weight).numel() for layer in layers(graph)}
-        work = {name: count * QUANTIZATION.activation_bits for name, count in macs(graph).items()}
-        costs = work if self._counts_operations else sizes
-        return allocations(measured_sensitivities(self._widths, costs, self._error_of))
+        names = [layer.name for layer in layers(self._bench.uploaded)]
+        return allocations(measured_sensitivities(self._widths, names, self._cost_of, self._error_of))
 
     def drop_of(self, bits: Bits) -> float:
         """The drop of accuracy, in percentage points, that isn't expected to be exceeded with the goal's confidence."""
@@ -67,6 +65,12 @@ class Predictor:
     def known_drop_of(self, bits: Bits) -> float | None:
         """The same, if it was asked for before."""
         return self._known.get(_key("drop", bits))
+
+    def _cost_of(self, layer: str, width: int) -> int:
+        """Bit operations, or the bits that the file takes for the weights."""
+        if self._is_deflated and not self._counts_operations:
+            return round(self._once(_key("entropy", {layer: width}), lambda: self._entropies[width][layer]))
+        return self._cost_of_a_bit[layer] * width
 
     def _error_of(self, bits: Mapping[str, int]) -> float:
         """What happens to the scores: their mean squared difference, over their variance."""
@@ -92,6 +96,17 @@ class Predictor:
             self._bench.uploaded, QUANTIZATION, self._widths, self._bench.calibration_batches,
             lambda _, message, __: self._check_time(message), self._bench.preparations,
         )  # fmt: skip
+
+    @cached_property
+    def _cost_of_a_bit(self) -> dict[str, int]:
+        graph = self._bench.uploaded
+        if self._counts_operations:
+            return {name: count * QUANTIZATION.activation_bits for name, count in macs(graph).items()}
+        return {layer.name: parameter(graph, layer.weight).numel() for layer in layers(graph)}
+
+    @cached_property
+    def _entropies(self) -> dict[int, dict[str, float]]:
+        return {width: self._networks.entropies(width) for width in self._widths}
 
     @cached_property
     def _images(self) -> list[Tensor]:

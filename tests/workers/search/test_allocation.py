@@ -36,6 +36,11 @@ def test_widths_that_no_price_favours_are_left_out() -> None:
     assert [each.bits for each in lower_hull(layer(0, 1, 9))] == [8, 4, 2]
 
 
+def test_widths_that_save_nothing_are_left_out() -> None:
+    found = [Sensitivity(8, 0.0, 40), Sensitivity(4, 1.0, 30), Sensitivity(3, 2.0, 30), Sensitivity(2, 9.0, 31)]
+    assert [each.bits for each in lower_hull(found)] == [8, 4]
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_no_allocation_of_the_same_cost_has_a_smaller_error(seed: int) -> None:
     numbers = np.random.default_rng(seed)
@@ -62,6 +67,7 @@ def test_each_layer_is_tried_alone_at_every_lower_width() -> None:
         asked.append(bits)
         return 1.0
 
-    found = measured_sensitivities(WIDTHS, {"a": 3, "b": 5}, error_of)
+    costs = {"a": 3, "b": 5}
+    found = measured_sensitivities(WIDTHS, costs, lambda name, bits: costs[name] * bits, error_of)
     assert asked == [{"a": 4}, {"a": 2}, {"b": 4}, {"b": 2}]
     assert found["b"] == [Sensitivity(8, 0.0, 40), Sensitivity(4, 1.0, 20), Sensitivity(2, 1.0, 10)]
