@@ -1,6 +1,7 @@
 """What a search for a goal reaches on a real network, candidate by candidate.
 
     python -m benchmarks.goals bytes                              at most 1 pp, fewest bytes, in 10 minutes
+    python -m benchmarks.goals bytes --output pt2_integers        the same for a file that torch opens with winograd
     python -m benchmarks.goals latency                            lowest latency in ONNX Runtime on one thread
     python -m benchmarks.goals latency --runtime torch            the same in our own runtime
     python -m benchmarks.goals operations
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_test, data_folder
 from benchmarks.tables import table
 from jobs.folder import Progress
+from jobs.preflight import OPENED_FORMATS
 from jobs.report import Candidate, Report
 from workers.runner import run_folder
 
@@ -123,7 +125,7 @@ def _lay_out(folder: Path, options: argparse.Namespace) -> None:
         "goal": goal,
         "limits": {},
         "seed": options.seed,
-        "outputs": ["onnx" if options.runtime == "onnxruntime" else "pt2"],
+        "outputs": [options.output],
         "target": {"runtime": options.runtime},
     }
     (folder / "request.json").write_text(json.dumps({"assignment": assignment}))
@@ -150,7 +152,8 @@ def _tell(progress: Progress) -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("minimise", choices=("bytes", "latency", "operations"))
-    parser.add_argument("--runtime", choices=("onnxruntime", "torch"), default="onnxruntime")
+    parser.add_argument("--runtime", choices=("onnxruntime", "torch"), help="default: what opens the output")
+    parser.add_argument("--output", choices=("onnx", "pt2", "pt2_integers"), help="default: what the runtime opens")
     parser.add_argument("--drop", type=float, default=1.0)
     parser.add_argument("--confidence", type=float, default=0.8)
     parser.add_argument("--seconds", type=int, default=600)
@@ -158,7 +161,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--learning-images", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--svg", type=Path, help="file for the figure")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.runtime = options.runtime or ("onnxruntime" if options.output in (None, "onnx") else "torch")
+    options.output = options.output or OPENED_FORMATS[options.runtime]
+    return options
 
 
 if __name__ == "__main__":
