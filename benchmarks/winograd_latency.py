@@ -4,8 +4,9 @@
     python -m benchmarks.winograd_latency --network resnet18 --threads 1 --batch 1
 
 The original: .pt2 in torch, the same compiled, .onnx in ONNX Runtime. Every 3x3 layer of stride 1 as F(4x4) or F(2x2), with all
-positions or with as many random ones gone (speed doesn't depend on which): .pt2 opened by torch.export.load alone and by
-winograd.load, .onnx in ONNX Runtime. ResNet-20 is the one of the folder that WINNOW_DATA names, ResNet-18 has random weights.
+positions or with as many random ones gone (speed doesn't depend on which): .pt2 opened by torch.export.load alone, by
+winograd.load, which makes one call of it, and by the same operator by operator; .onnx in ONNX Runtime. ResNet-20 is the one of the
+folder that WINNOW_DATA names, ResNet-18 has random weights.
 
 Runtimes have processes of their own; who doesn't have the turn is stopped. Images lie as users have them, channels first. What is
 printed are medians over passes of ratios within a pass, and the range of these.
@@ -34,6 +35,7 @@ from benchmarks.winograd.problems import Material, Problem
 from benchmarks.winograd.turns import Runner, Timing, processes, take_turns
 
 TORCH, ONNX = "files", "files_onnxruntime"  # the engines
+LOADED, BY_OPERATOR = "winograd.load", "operators"
 SIZES = {"resnet20": 32, "resnet18": 224}
 
 
@@ -76,7 +78,7 @@ def runners(options: argparse.Namespace) -> list[Runner]:
     originals = [Runner(TORCH, "original.pt2 torch"), Runner(ONNX, "original.onnx")]
     if options.compile:
         originals.append(Runner(TORCH, "original.pt2 compiled"))
-    ours = [(TORCH, ".pt2 torch"), (TORCH, ".pt2 winograd.load"), (ONNX, ".onnx")]
+    ours = [(TORCH, ".pt2 torch"), (TORCH, f".pt2 {LOADED}"), (TORCH, f".pt2 {BY_OPERATOR}"), (ONNX, ".onnx")]
     return originals + [Runner(engine, kept.file + way) for kept in KEPT[options.network] for engine, way in ours]
 
 
@@ -196,8 +198,8 @@ def _in_torch(path: Path, way: str) -> Callable[..., Any]:
 
     import winograd
 
-    if way == "winograd.load":
-        return winograd.load(path)
+    if way in (LOADED, BY_OPERATOR):
+        return winograd.load(path, in_one_call=way == LOADED)
     network = torch.export.load(path).module()
     if way == "compiled":
         torch._inductor.config.freezing = True

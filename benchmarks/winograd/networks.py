@@ -3,7 +3,8 @@ channels last.
 
 Torch as it is (eager); torch compiled with frozen, so prepacked, weights; ONNX Runtime and OpenVINO; and the same network with its
 3x3 convolutions of stride 1 replaced: `modules` by winograd.replace_convolutions, `selected` by what winograd.selection chooses for
-each layer, with addition and ReLU in the same call; `selected compiled` also has the rest compiled.
+each layer, with addition and ReLU in the same call; `selected compiled` also has the rest compiled; `one call m4` and `one call`
+are these networks as a file would have them, exported and prepared, so that compiled code computes all of them.
 """
 
 import copy
@@ -24,7 +25,7 @@ from benchmarks.winograd.problems import Material, Problem
 from benchmarks.winograd.turns import Runner
 
 TORCH_VARIANTS = ("eager", "compiled")
-OUR_VARIANTS = ("modules", "selected", "selected compiled")
+OUR_VARIANTS = ("modules", "selected", "selected compiled", "one call m4", "one call")
 PROBLEMS = (("resnet20", 32, 1), ("resnet20", 32, 64), ("resnet18", 224, 1))
 
 
@@ -139,12 +140,25 @@ def build(material: Material, threads: int, variant: str) -> Runnable:
     if variant.startswith("selected"):
         select_tiles(network, images, threads)
     run: Callable[[Tensor], Any] = network
+    if variant.startswith("one call"):
+        run = in_one_call(network, images, m=4 if variant.endswith("m4") else None)
     if variant.endswith("compiled"):
         torch._inductor.config.freezing = True
         torch._dynamo.reset()  # of a second network it would make sizes open that frozen weights then can't have
         run = torch.compile(network)
     run(images)
     return Runnable(lambda: run(images), lambda: run(images).numpy())
+
+
+def in_one_call(network: nn.Module, images: Tensor, *, m: int | None) -> nn.Module:
+    """The network with Winograd convolutions of m, or of what is selected for these images, as one call."""
+    import winograd
+
+    winograd.replace_convolutions(network, m=m, example=images)
+    prepared = winograd.prepare(torch.export.export(network, (images,)).module())
+    if not prepared.in_one_call:
+        raise RuntimeError(prepared.why_not_in_one_call)
+    return prepared
 
 
 def seeded(name: str) -> nn.Module:

@@ -7,67 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from winograd.fuse_epilogues import CONV2D
 from winograd.prepare import check_sizes
 
 import winograd
-from winograd import PackedConv2d, PreparedNetwork, WinogradConv2d, library
-
-KEPT = [position for position in range(36) if position % 5]
-BATCH = torch.export.Dim("batch", min=1)
-
-
-def winograd_conv2d(
-    channels: int, filters: int, *, dtype: torch.dtype = torch.float32, **options: Any
-) -> WinogradConv2d:
-    torch.manual_seed(channels + filters)
-    conv = nn.Conv2d(channels, filters, 3, padding=1, dtype=dtype, **options)
-    return WinogradConv2d.from_conv2d(conv, m=4, positions=KEPT)
-
-
-def images(*, channels: int = 4, size: int = 9, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, channels, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
-
-
-class Residual(nn.Module):
-    """What networks of residual blocks are made of: a stem, two kinds of blocks, pooling, scores."""
-
-    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self.stem, self.first, self.second = (winograd_conv2d(c, 8, dtype=dtype) for c in (4, 8, 8))
-        torch.manual_seed(3)
-        self.down = nn.Conv2d(8, 16, 3, stride=2, padding=1, dtype=dtype)
-        self.past = nn.Conv2d(8, 16, 1, stride=2, dtype=dtype)
-        self.third = winograd_conv2d(16, 16, dtype=dtype, bias=False)
-        self.scores = nn.Linear(16, 10, dtype=dtype)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        x = (x + self.second(self.first(x).relu())).relu()
-        y = self.third(self.down(x).relu())
-        x = (y + self.past(x)).relu()  # the residual is computed after the convolution
-        scores: Tensor = self.scores(x.mean((2, 3)))
-        return scores
-
-
-class Computes(nn.Module):
-    """`convolution` by itself, and `function` of it and of the inputs."""
-
-    def __init__(self, function: Callable[..., Any], **parts: nn.Module) -> None:
-        super().__init__()
-        for name, part in ({"conv": winograd_conv2d(4, 4)} | parts).items():
-            self.add_module(name, part)
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(self, *inputs)
-
-
-def exported(network: nn.Module, *inputs: Tensor) -> fx.GraphModule:
-    shapes = tuple({0: BATCH} for _ in inputs)
-    shapes = (shapes,) if isinstance(network, Computes) else shapes  # its inputs are one *inputs
-    return torch.export.export(network.eval(), inputs, dynamic_shapes=shapes).module()
+from tests.winograd.exported_networks import (
+    BATCH,
+    KEPT,
+    Computes,
+    Residual,
+    exported,
+    images,
+    winograd_conv2d,
+)
+from winograd import PackedConv2d, PreparedNetwork, library
 
 
 def convolutions(prepared: PreparedNetwork) -> list[PackedConv2d]:
@@ -83,13 +37,14 @@ def called_operators(prepared: PreparedNetwork) -> list[object]:
 
 
 def assert_same(network: nn.Module, *inputs: Tensor) -> PreparedNetwork:
-    """Prepared, it gives what it gave."""
+    """Prepared, it gives what it gave, in one call where it can be; returned operator by operator, to look into."""
     original = exported(network, *inputs)
     expected = original(*(x.clone() for x in inputs))
-    prepared = winograd.prepare(original)
-    for mode in (torch.inference_mode(), torch.no_grad(), torch.enable_grad()):
-        with mode:
-            torch.testing.assert_close(prepared(*(x.clone() for x in inputs)), expected, atol=1e-4, rtol=1e-4)
+    prepared = winograd.prepare(original, in_one_call=False)
+    for either in (winograd.prepare(original), prepared):
+        for mode in (torch.inference_mode(), torch.no_grad(), torch.enable_grad()):
+            with mode:
+                torch.testing.assert_close(either(*(x.clone() for x in inputs)), expected, atol=1e-4, rtol=1e-4)
     return prepared
 
 
@@ -134,7 +89,7 @@ def test_prepared_network_compiles_as_one_graph() -> None:
 
 def test_w8_prepared_network_executes_the_same_multiplications() -> None:
     original = exported(Residual(), images())
-    prepared = winograd.prepare(original)
+    prepared = winograd.prepare(original, in_one_call=False)
 
     with winograd.count_operations() as before:
         original(images())
@@ -158,7 +113,7 @@ def test_the_network_that_was_prepared_stays_as_it_is() -> None:
 
 
 def test_weights_that_were_packed_are_not_kept_a_second_time() -> None:
-    prepared = winograd.prepare(exported(Residual(), images()))
+    prepared = winograd.prepare(exported(Residual(), images()), in_one_call=False)
 
     held = {name for name, _ in prepared.network.named_parameters()}
     assert held == {"down.weight", "down.bias", "past.weight", "past.bias", "scores.weight", "scores.bias"}
@@ -196,7 +151,7 @@ def test_what_is_no_graph_is_refused() -> None:
 
 @pytest.mark.skipif(not library.variants(), reason=f"plain torch computes: {library.info().why}")
 def test_packed_weights_are_refused_by_another_implementation() -> None:
-    prepared = winograd.prepare(exported(Residual(), images()))
+    prepared = winograd.prepare(exported(Residual(), images()), in_one_call=False)
 
     with library.force("reference"), pytest.raises(Exception, match="pack again"):
         prepared(images())
@@ -319,7 +274,7 @@ def test_dead_code_is_no_reader() -> None:
         original.graph.call_function(torch.ops.aten.neg.default, (relu.args[0],))
     original.recompile()
 
-    prepared = winograd.prepare(original)
+    prepared = winograd.prepare(original, in_one_call=False)
 
     [conv] = convolutions(prepared)
     assert conv.activation == "relu"
@@ -357,7 +312,7 @@ def contiguous_calls(prepared: PreparedNetwork) -> list[str]:
 
 
 def test_images_change_their_order_once() -> None:
-    prepared = winograd.prepare(exported(Residual(), images()))
+    prepared = winograd.prepare(exported(Residual(), images()), in_one_call=False)
 
     assert contiguous_calls(prepared) == ["torch.channels_last"]
     assert prepared.network.down.weight.is_contiguous(memory_format=torch.channels_last)
@@ -396,7 +351,7 @@ def written_into_view(x: Tensor) -> Tensor:
 
 def assert_same_at_one_batch(network: nn.Module, x: Tensor) -> PreparedNetwork:
     original = torch.export.export(network.eval(), (x,)).module()
-    prepared = winograd.prepare(original)
+    prepared = winograd.prepare(original, in_one_call=False)
     torch.testing.assert_close(prepared(x), original(x), atol=1e-4, rtol=1e-4)
     return prepared
 
@@ -432,7 +387,7 @@ def test_file_is_loaded_prepared(tmp_path: Path) -> None:
     program = torch.export.export(Residual().eval(), (images(),), dynamic_shapes=({0: BATCH},))
     torch.export.save(program, tmp_path / "model.pt2")
 
-    prepared = winograd.load(tmp_path / "model.pt2")
+    prepared = winograd.load(tmp_path / "model.pt2", in_one_call=False)
 
     assert len(convolutions(prepared)) == 4
     torch.testing.assert_close(prepared(images()), program.module()(images()), atol=1e-4, rtol=1e-4)
@@ -443,4 +398,4 @@ def test_what_can_be_read_can_be_loaded() -> None:
     torch.export.save(torch.export.export(Residual().eval(), (images(),)), stream)
     stream.seek(0)
 
-    assert len(convolutions(winograd.load(stream))) == 4
+    assert len(convolutions(winograd.load(stream, in_one_call=False))) == 4

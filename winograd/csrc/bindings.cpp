@@ -143,18 +143,25 @@ void require_bytes(const Tensor &x, const char *name) {
   if (x.scalar_type() != ScalarType::Byte || !x.is_cpu()) refuse(name, " must be of uint8 and lie on the CPU.");
 }
 
-Tensor prepare_integer_network(const Tensor &program) {
-  if (reference_is_wanted()) return call_reference("winograd::reference_prepare_integer_network", program);
+using Prepare = int (*)(const uint8_t *, int64_t, winograd_allocate, void *);
+
+// A program of bytes as what this process runs.
+Tensor prepare_network(const Tensor &program, Prepare prepare) {
   require_bytes(program, "program");
   const Tensor own = dense(program);
-  const auto prepare = [&](uint8_t *prepared, int64_t room) {
-    const int64_t bytes = winograd_prepare_integer_network(own.const_data_ptr<uint8_t>(), own.size(0), prepared, room);
-    if (bytes < 0) refuse(winograd_last_error());
-    return bytes;
+  std::optional<Tensor> prepared;
+  const auto allocate = [](void *context, int64_t bytes) {
+    auto &made = *static_cast<std::optional<Tensor> *>(context);
+    made = new_tensor<1>({bytes}, {1}, aoti_torch_dtype_uint8());
+    return made->mutable_data_ptr<uint8_t>();
   };
-  const Tensor prepared = new_tensor<1>({prepare(nullptr, 0)}, {1}, aoti_torch_dtype_uint8());
-  prepare(prepared.mutable_data_ptr<uint8_t>(), prepared.size(0));
-  return prepared;
+  check(prepare(own.const_data_ptr<uint8_t>(), own.size(0), allocate, &prepared));
+  return *prepared;
+}
+
+Tensor prepare_integer_network(const Tensor &program) {
+  if (reference_is_wanted()) return call_reference("winograd::reference_prepare_integer_network", program);
+  return prepare_network(program, winograd_prepare_integer_network);
 }
 
 Tensor integer_network_prepared(const Tensor &input, const Tensor &prepared, int64_t outputs) {
@@ -182,6 +189,37 @@ Tensor integer_network(const Tensor &input, const Tensor &program, int64_t outpu
   return integer_network_prepared(input, prepare_integer_network(program), outputs);
 }
 
+// ---- Networks of floats ------------------------------------------------------------------------------------------
+
+// Plain torch has no such form of a network: the graph that it was prepared from is what it runs.
+void refuse_reference() {
+  if (reference_is_wanted()) refuse("whole networks of floats are for compiled code; prepare the network again for plain torch.");
+}
+
+Tensor prepare_float_network(const Tensor &program) {
+  refuse_reference();
+  return prepare_network(program, winograd_prepare_float_network);
+}
+
+Tensor float_network_prepared(const Tensor &input, const Tensor &prepared, int64_t outputs) {
+  refuse_reference();
+  require_bytes(prepared, "prepared");
+  require_dimensions(input, 4, "input", "[N, C, H, W]");
+  if (input.scalar_type() != ScalarType::Float || !input.is_cpu()) refuse("input must be of float32 and lie on the CPU.");
+  const winograd_memory memory = memory_of(input);
+  const Tensor network = dense(prepared), images = dense(input, memory);
+  int64_t taken[3], made[3];
+  check(winograd_float_network_shape(network.const_data_ptr<uint8_t>(), network.size(0), taken, made));
+  if (input.size(1) != taken[0] || input.size(2) != taken[1] || input.size(3) != taken[2])
+    refuse("input has shape ", shape_of(input), "; the network takes [N, ", taken[0], ", ", taken[1], ", ", taken[2], "].");
+  if (outputs != made[0] * made[1] * made[2]) refuse("outputs is ", outputs, "; the network has ", made[0] * made[1] * made[2], ".");
+  const Tensor output = new_tensor<2>({input.size(0), outputs}, {outputs, 1});
+  const winograd_threads threads{as_int32(torch::stable::get_num_threads(), "the number of threads"), run_on_torch_threads, nullptr};
+  check(winograd_run_float_network(network.const_data_ptr<uint8_t>(), network.size(0), input.size(0), images.const_data_ptr<float>(),
+                                   memory, output.mutable_data_ptr<float>(), &threads));
+  return output;
+}
+
 }  // namespace
 }  // namespace winograd::bindings
 
@@ -195,6 +233,8 @@ STABLE_TORCH_LIBRARY_IMPL(winograd, CPU, library) {
   library.impl("prepare_integer_network", TORCH_BOX(&prepare_integer_network));
   library.impl("integer_network", TORCH_BOX(&integer_network));
   library.impl("integer_network_prepared", TORCH_BOX(&integer_network_prepared));
+  library.impl("prepare_float_network", TORCH_BOX(&prepare_float_network));
+  library.impl("float_network_prepared", TORCH_BOX(&float_network_prepared));
 }
 
 // For winograd.library: 1 sends all calls to plain torch, 0 no longer.

@@ -63,6 +63,9 @@ typedef struct winograd_threads {
   void *runner;
 } winograd_threads;
 
+/* Memory of the caller's, aligned to 16 bytes; null where there is none. */
+typedef uint8_t *(*winograd_allocate)(void *context, int64_t bytes);
+
 WINOGRAD_API const char *winograd_last_error(void);
 
 /* B^T (t*t), G (t*3), A^T (m*t) of F(m, 3), row by row; for comparison with matrices.py. */
@@ -92,10 +95,9 @@ WINOGRAD_API int winograd_conv2d_from_filters(const winograd_problem *problem, c
  * Its format, and what each operation computes, is in integer_program.py; words are int32 in little-endian order. Sums wrap
  * at 32 bits: whoever writes a program proves that they don't need to. Any bytes may be passed: what is no program is refused.
  *
- * Preparing packs weights and lays out memory. It returns the bytes of the prepared network, and fills `prepared` (aligned to
- * 16 bytes) unless that is null; -1 where it fails. A prepared network has no pointers in it, may be copied, and is taken by the
- * process that made it only. */
-WINOGRAD_API int64_t winograd_prepare_integer_network(const uint8_t *program, int64_t bytes, uint8_t *prepared, int64_t room);
+ * Preparing packs weights and lays out memory. It calls `allocate` once for the prepared network, which has no pointers in it,
+ * may be copied (to 16 bytes again), and is taken by the process that made it only. */
+WINOGRAD_API int winograd_prepare_integer_network(const uint8_t *program, int64_t bytes, winograd_allocate allocate, void *context);
 WINOGRAD_API int winograd_integer_network_shape(const uint8_t *prepared, int64_t bytes, int64_t *input /* C H W */, int64_t *outputs);
 
 /* Input is N C H W of float (quantized here) or of int32, output N x outputs in the order C H W. */
@@ -106,8 +108,18 @@ WINOGRAD_API int winograd_run_integer_network(const uint8_t *prepared, int64_t b
 WINOGRAD_API void winograd_integer_allow_tiles(int32_t allowed);
 WINOGRAD_API int winograd_integer_tiles_in_use(void);
 
+/* ---- Networks of floats on CPU ----------------------------------------------------------------------------------
+ *
+ * The same for float32: Winograd convolutions, direct ones, linear layers, what stands between them. float_program.py has the
+ * format. Input is N C H W in either order of memory, output N C H W with its channels first. */
+WINOGRAD_API int winograd_prepare_float_network(const uint8_t *program, int64_t bytes, winograd_allocate allocate, void *context);
+WINOGRAD_API int winograd_float_network_shape(const uint8_t *prepared, int64_t bytes, int64_t *input /* C H W */, int64_t *output);
+WINOGRAD_API int winograd_run_float_network(const uint8_t *prepared, int64_t bytes, int64_t batch, const float *input, int32_t memory,
+                               float *output, const winograd_threads *threads);
+
 /* Operations that all calls of the process have executed since the last reset (claim element W-8): GEMMs are counted once
- * for each call, image group and kept position; multiplications are those inside them. */
+ * for each call (of a convolution, or of a network for each convolution in it), group and kept position; multiplications are
+ * those inside them. */
 WINOGRAD_API void winograd_operation_counts(uint64_t *gemms, uint64_t *multiplications);
 WINOGRAD_API void winograd_reset_operation_counts(void);
 

@@ -6,7 +6,8 @@
 
 `winograd::conv2d`, as it stands in a file, packs its weights anew in every call. Here they are packed once, additions and ReLUs
 happen where convolutions write their outputs, and images stay in channels_last between them. The program of a
-`winograd::integer_network` is packed once too.
+`winograd::integer_network` is packed once too. Where a whole network is float32, on the CPU and made of common operators, all of
+it becomes one call of compiled code.
 """
 
 import os
@@ -21,28 +22,30 @@ from winograd.fuse_epilogues import CONV2D, Conv2dCall, fuse_epilogues, may_writ
 from winograd.keep_channels_last import keep_channels_last
 from winograd.packed_conv2d import PackedConv2d
 from winograd.prepared_integer_network import PreparedIntegerNetwork
+from winograd.whole_network import put_into_one_call
 
 INTEGER_NETWORK = torch.ops.winograd.integer_network.default
 
 Held = dict[str, Any]  # what the graph reads and calls, by name: tensors, modules, whatever torch.export puts there
 
 
-def load(file: str | os.PathLike[str] | IO[bytes]) -> "PreparedNetwork":
-    """Return the network in a .pt2 file, prepared to be run fast.
+def load(file: str | os.PathLike[str] | IO[bytes], *, in_one_call: bool = True) -> "PreparedNetwork":
+    """Return the network in a .pt2 file, prepared to be run fast. in_one_call: as for `prepare`.
 
     **Load only files that you trust**, such as those that you downloaded from your own Winnow service: torch.export.load, which
     opens the file, unpickles what it finds pickled in it, and so can be made to run any code. Raises what it raises.
     """
-    return prepare(torch.export.load(file).module())
+    return prepare(torch.export.load(file).module(), in_one_call=in_one_call)
 
 
-def prepare(network: nn.Module) -> "PreparedNetwork":
+def prepare(network: nn.Module, *, in_one_call: bool = True) -> "PreparedNetwork":
     """Return a copy of a network from torch.export for inference, in which Winograd convolutions run as fast as they can.
 
     `network` is a graph of ATen operators, `winograd::conv2d` and `winograd::integer_network`, such as
     torch.export.load(path).module(); it stays as it is, and shares with the copy what both need. The copy gives the same
     numbers, up to the rounding of sums. It is for the device that the weights are on, and for the implementation that runs now
-    (see `winograd.info`). Raises TypeError for anything that is no graph.
+    (see `winograd.info`). A network that can be computed in one call is, unless in_one_call is False, which is there to compare
+    with. Raises TypeError for anything that is no graph.
     """
     if not isinstance(network, fx.GraphModule):
         raise TypeError(
@@ -52,23 +55,35 @@ def prepare(network: nn.Module) -> "PreparedNetwork":
     graph = _copy_of(network.graph)
     _remove_dead_code(graph)
     fuse_epilogues(graph)
-    filters = keep_channels_last(graph)
     held: Held = {name: attrgetter(name)(network) for name in _names(graph)}
-    for node in filters:
-        if node.op == "get_attr":
-            held[str(node.target)] = _in_channels_last(held[str(node.target)])
-    _pack(graph, held)
-    _remove_dead_code(graph)
+    why_not = put_into_one_call(graph, held) if in_one_call else "in_one_call is False"
+    if why_not:
+        _prepare_calls(graph, held)
     _add_checks(graph)
-    return PreparedNetwork(fx.GraphModule({name: _frozen(held[name]) for name in _names(graph)}, graph, "Network"))
+    whole = fx.GraphModule({name: _frozen(held[name]) for name in _names(graph)}, graph, "Network")
+    return PreparedNetwork(whole, why_not_in_one_call=why_not)
 
 
 class PreparedNetwork(nn.Module):
-    """A network for inference, called as the one that it was prepared from; gradients don't flow through it."""
+    """A network for inference, called as the one that it was prepared from; gradients don't flow through it.
 
-    def __init__(self, network: fx.GraphModule) -> None:
+    `in_one_call` says whether compiled code computes all of it in one call; if not, `why_not_in_one_call` says why, in words.
+    """
+
+    def __init__(self, network: fx.GraphModule, *, why_not_in_one_call: str) -> None:
         super().__init__()
         self.network = network
+        self._why_not_in_one_call = why_not_in_one_call
+
+    @property
+    def in_one_call(self) -> bool:
+        """Whether compiled code computes the whole network in one call, without Python between its layers."""
+        return not self._why_not_in_one_call
+
+    @property
+    def why_not_in_one_call(self) -> str:
+        """Why it runs operator by operator; empty where it doesn't."""
+        return self._why_not_in_one_call
 
     def forward(self, *inputs: Any, **named: Any) -> Any:  # whatever the network takes and returns
         """Run the network. Raises ValueError for an input of another size than it was exported for."""
@@ -85,6 +100,10 @@ class PreparedNetwork(nn.Module):
                 "The network was prepared for inference; train the one that it was prepared from."
             )
         return self
+
+    def extra_repr(self) -> str:
+        """Show how it is computed."""
+        return "in one call" if self.in_one_call else f"operator by operator: {self.why_not_in_one_call}"
 
 
 def check_sizes(x: Tensor, name: str, dimensions: int, fixed: tuple[tuple[int, int], ...]) -> None:
@@ -129,6 +148,15 @@ def _add_checks(graph: fx.Graph) -> None:
 
 
 # ---- What it holds --------------------------------------------------------------------------------------------------------
+
+
+def _prepare_calls(graph: fx.Graph, held: Held) -> None:
+    """Let the graph run operator by operator, as fast as that can be."""
+    for node in keep_channels_last(graph):
+        if node.op == "get_attr":
+            held[str(node.target)] = _in_channels_last(held[str(node.target)])
+    _pack(graph, held)
+    _remove_dead_code(graph)
 
 
 def _pack(graph: fx.Graph, held: Held) -> None:

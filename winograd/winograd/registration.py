@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winograd import arguments, integer_operators, reference
+from winograd import arguments, float_operators, integer_operators, reference
 from winograd.arguments import output_shape
 from winograd.matrices import FILTER_SIZE
 
@@ -29,6 +29,7 @@ SCHEMAS = {
     "conv2d_packed": PACKED,
     "conv2d_packed_filters": PACKED,
     **integer_operators.SCHEMAS,
+    **float_operators.SCHEMAS,
 }
 
 
@@ -213,6 +214,7 @@ DEFAULTS: dict[str, Callable[..., Tensor]] = {
     "conv2d_packed": _default_conv2d_packed,
     "conv2d_packed_filters": _default_conv2d_packed_filters,
     **integer_operators.DEFAULTS,
+    **float_operators.DEFAULTS,
 }
 FAKES: dict[str, Callable[..., Tensor]] = {
     "conv2d": _fake_conv2d,
@@ -221,6 +223,7 @@ FAKES: dict[str, Callable[..., Tensor]] = {
     "conv2d_packed": _fake_conv2d_packed,
     "conv2d_packed_filters": _fake_conv2d_packed,
     **integer_operators.FAKES,
+    **float_operators.FAKES,
 }
 
 

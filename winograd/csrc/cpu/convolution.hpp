@@ -50,10 +50,15 @@ struct Convolution {
   winograd_blocking blocking;  // all chosen
   winograd_threads threads;
   float *workspace;
+  bool counts_gemms;
 };
 
 // Counts what was executed, from any thread.
 void count_operations(uint64_t gemms, uint64_t multiplications);
+
+// winograd_conv2d; without counting its GEMMs where they belong to those of a call that has counted them.
+int convolve_weights(const winograd_problem *problem, const winograd_operands *operands, const winograd_blocking *blocking,
+                     const winograd_threads *threads, bool counts_gemms);
 
 struct Algorithm {
   int64_t (*workspace_floats)(const Convolution &);

@@ -132,7 +132,7 @@ class Convolver {
         multiplications = multiply_filters(tiles.count, v, slots.runs[run], of_run, products + geometry.zero_floats, thread);
       output.transform(tiles, whole_run, slots.runs[run], first_panel, panels, products);
       // Each GEMM is counted by the thread that finishes its first tiles and filters.
-      count_operations(tiles.first == 0 && first_panel == 0 ? static_cast<uint64_t>(geometry.kept) : 0, multiplications);
+      count_operations(of.of_.counts_gemms && tiles.first == 0 && first_panel == 0 ? static_cast<uint64_t>(geometry.kept) : 0, multiplications);
     }
 
     struct Panels {

@@ -92,13 +92,13 @@ bool blocking_is_sound(const winograd_blocking &blocking) {
 }
 
 int convolve(const winograd_problem *problem, const winograd_operands *operands, const winograd_blocking *blocking,
-             const winograd_threads *threads, Algorithm Variant::*source) {
+             const winograd_threads *threads, bool counts_gemms, Algorithm Variant::*source) {
   if (!is_sound(*problem)) return 1;
   if (problem->batch == 0) return 0;
   if (operands->input == nullptr || operands->packed == nullptr || operands->output == nullptr)
     return fail("Input, packed weights or output are missing.");
   const Variant &code = variant();
-  Convolution convolution{*problem, *operands, {}, {1, nullptr, nullptr}, nullptr};
+  Convolution convolution{*problem, *operands, {}, {1, nullptr, nullptr}, nullptr, counts_gemms};
   if (threads != nullptr && threads->count > 1) convolution.threads = *threads;
   convolution.blocking = choose_blocking(*problem, blocking, convolution.threads.count, code);
   if (!blocking_is_sound(convolution.blocking)) return 1;
@@ -124,6 +124,11 @@ void copy_matrices(double *bt, double *g, double *at) {
 }
 
 }  // namespace
+
+int convolve_weights(const winograd_problem *problem, const winograd_operands *operands, const winograd_blocking *blocking,
+                     const winograd_threads *threads, bool counts_gemms) {
+  return convolve(problem, operands, blocking, threads, counts_gemms, &Variant::from_weights);
+}
 
 void count_operations(uint64_t gemms, uint64_t multiplications) {
   executed_gemms.fetch_add(gemms, std::memory_order_relaxed);
@@ -161,12 +166,12 @@ extern "C" int winograd_cpu_force(const char *name) {
 
 extern "C" int winograd_conv2d(const winograd_problem *problem, const winograd_operands *operands,
                                const winograd_blocking *blocking, const winograd_threads *threads) {
-  return convolve(problem, operands, blocking, threads, &Variant::from_weights);
+  return convolve_weights(problem, operands, blocking, threads, true);
 }
 
 extern "C" int winograd_conv2d_from_filters(const winograd_problem *problem, const winograd_operands *operands,
                                             const winograd_blocking *blocking, const winograd_threads *threads) {
-  return convolve(problem, operands, blocking, threads, &Variant::from_filters);
+  return convolve(problem, operands, blocking, threads, true, &Variant::from_filters);
 }
 
 extern "C" void winograd_operation_counts(uint64_t *gemms, uint64_t *multiplications) {

@@ -8,9 +8,11 @@
 #include <cstdint>
 
 #include "../winograd.h"
+#include "prepared_block.hpp"
 
 namespace winograd::integers {
 
+inline constexpr int32_t kMagic = 0x4E494957;  // "WIIN", at the start of every program
 inline constexpr int kLanes = 16;          // outputs that are computed together; arrays by output are filled up to a multiple
 inline constexpr int kTogether = 4;        // inputs that one instruction multiplies and adds
 inline constexpr int kMostTileRows = 16;   // of a tile register
@@ -66,8 +68,7 @@ struct Step {
 };
 
 struct Prepared {
-  uint64_t mark;  // says that this process has made the block
-  int64_t bytes;
+  programs::BlockHead head;
   int32_t input, output, step_count, value_count;
   int64_t values, steps, input_lengths;
   int64_t scratch_bytes, arena_bytes;  // one after the other, for each image that is computed at the same time

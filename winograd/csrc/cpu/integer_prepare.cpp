@@ -3,76 +3,17 @@
 // A program may come from anywhere. What passes here reads and writes nothing but its own memory, whatever its integers are.
 #include <algorithm>
 #include <cstring>
-#include <random>
-#include <stdexcept>
-#include <string>
 #include <vector>
 
 #include "check.hpp"
 #include "integer_run.hpp"
+#include "program_shapes.hpp"
 
 namespace winograd::integers {
 namespace {
 
-constexpr int32_t kMagic = 0x4E494957, kVersion = 1;
-constexpr int64_t kMostNumbers = int64_t{1} << 28;  // of one tensor
-constexpr int64_t kMostSide = int64_t{1} << 20;
-constexpr int64_t kMostValues = 1 << 20;
-
-using Words = std::vector<int32_t>;
-
-template <class... Parts>
-[[noreturn]] void refuse(const Parts &...parts) {
-  std::string sentence;
-  const auto text = [](const auto &part) {
-    if constexpr (std::is_arithmetic_v<std::decay_t<decltype(part)>>) return std::to_string(part);
-    else return std::string(part);
-  };
-  ((sentence += text(parts)), ...);
-  throw std::invalid_argument(sentence);
-}
-
-class Reader {
- public:
-  Reader(const uint8_t *program, int64_t bytes) : at_(program), left_(bytes) {}
-
-  int32_t word() {
-    int32_t x;
-    std::memcpy(&x, take(4), sizeof x);
-    return x;
-  }
-  int32_t between(int64_t least, int64_t most, const char *name) {
-    const int32_t x = word();
-    if (x < least || x > most) refuse("The program's ", name, " is ", x, ", not ", least, " to ", most, ".");
-    return x;
-  }
-  Words words(int64_t count) {
-    const uint8_t *const from = take(4 * count);
-    Words found(static_cast<size_t>(count));
-    std::memcpy(found.data(), from, static_cast<size_t>(4 * count));
-    return found;
-  }
-  Words words(int64_t count, int64_t least, int64_t most, const char *name) {
-    Words found = words(count);
-    for (const int32_t x : found)
-      if (x < least || x > most) refuse("One of the program's ", name, " is ", x, ", not ", least, " to ", most, ".");
-    return found;
-  }
-  // Padded to whole words.
-  const int8_t *bytes(int64_t count) { return reinterpret_cast<const int8_t *>(take((count + 3) / 4 * 4)); }
-  bool is_at_end() const { return left_ == 0; }
-
- private:
-  const uint8_t *take(int64_t bytes) {
-    if (bytes > left_) refuse("The program ends too early.");
-    const uint8_t *const here = at_;
-    at_ += bytes;
-    left_ -= bytes;
-    return here;
-  }
-  const uint8_t *at_;
-  int64_t left_;
-};
+constexpr int32_t kVersion = 1;
+using namespace programs;
 
 struct Rounded {
   Words left, right, low, high;
@@ -87,65 +28,39 @@ struct Operation {
   const int8_t *weights = nullptr;
 };
 
-int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
-
-int64_t window_reach(const Step &step, int side) { return int64_t{step.dilation[side]} * (step.kernel[side] - 1) + 1; }
-
-class Program {
+class Program : public Shapes<Value, Step> {
  public:
-  Program(const uint8_t *program, int64_t bytes) : reader_(program, bytes) {
-    if (reader_.word() != kMagic) refuse("This is no program of integers: it begins with other bytes.");
-    const int32_t version = reader_.word();
-    if (version != kVersion) refuse("The program has version ", version, "; this package runs version ", kVersion, ".");
-    const int32_t value_count = reader_.between(1, kMostValues, "number of values");
-    const int32_t operation_count = reader_.between(0, kMostValues, "number of operations");
-    input = reader_.between(0, value_count - 1, "input");
-    output = reader_.between(0, value_count - 1, "output");
-    for (int32_t number = 0; number < value_count; ++number) values.push_back(read_value());
+  Program(const uint8_t *program, int64_t bytes) : Shapes(program, bytes) {
+    const int32_t operation_count = read_head(kMagic, kVersion, "integers");
+    for (Value &value : values) read_value(value);
     if (int64_t{values[input].highest} - values[input].lowest > 65535) refuse("The program's input has more than 16 bits.");
     input_lengths = reader_.words(values[input].channels, -64, 64, "input lengths");
-    exists_.assign(static_cast<size_t>(value_count), false);
-    exists_[input] = true;
     for (int32_t number = 0; number < operation_count; ++number) operations.push_back(read_operation());
-    if (!reader_.is_at_end()) refuse("The program goes on behind its last operation.");
-    if (!exists_[output]) refuse("No operation makes the program's output.");
+    check_end();
   }
 
-  std::vector<Value> values;
   std::vector<Operation> operations;
-  int32_t input, output;
   Words input_lengths;
 
  private:
-  Value read_value() {
-    Value value{};
-    value.channels = reader_.between(1, kMostSide, "channels");
-    value.height = reader_.between(1, kMostSide, "height");
-    value.width = reader_.between(1, kMostSide, "width");
+  void read_value(Value &value) {
+    read_shape(value);
     value.lowest = reader_.word();
     value.highest = reader_.word();
     if (value.lowest > 0 || value.highest < 0) refuse("The range of one of the program's values has no zero.");
     value.is_wide = int64_t{value.highest} - value.lowest > 255;
-    if (int64_t{value.channels} * value.height > kMostNumbers || value.numbers() > kMostNumbers)
-      refuse("One of the program's values has more than 2^28 numbers.");
-    return value;
   }
 
   Operation read_operation() {
     Operation made;
     Step &step = made.step;
     step.kind = reader_.between(kConvolution, kOutputTransform, "kind of operation");
-    step.output = reader_.between(0, static_cast<int64_t>(values.size()) - 1, "output of an operation");
-    if (exists_[step.output]) refuse("Two of the program's operations make the same value.");
+    step.output = read_output();
     const bool takes_two = step.kind == kAddition || step.kind == kMultiplication;
-    const int32_t count = step.kind == kConcatenation ? reader_.between(1, kMostValues, "number of sources")
-                                                      : reader_.between(1 + takes_two, 1 + takes_two, "number of sources");
-    made.sources = reader_.words(count, 0, static_cast<int64_t>(values.size()) - 1, "sources");
-    for (const int32_t source : made.sources)
-      if (!exists_[source]) refuse("One of the program's operations reads a value that isn't there yet.");
+    made.sources = read_sources(1 + takes_two, step.kind == kConcatenation ? kMostValues : 1 + takes_two);
     step.source = made.sources[0];
     step.second = takes_two ? made.sources[1] : -1;
-    step.source_count = count;
+    step.source_count = static_cast<int64_t>(made.sources.size());
     read_the_rest(made);
     exists_[step.output] = true;
     return made;
@@ -172,11 +87,11 @@ class Program {
       }
       case kMaxPool:
       case kAveragePool:
-        read_pair(step.kernel, 1, "kernel");
-        read_pair(step.stride, 1, "stride");
-        read_pair(step.padding, 0, "padding");
+        reader_.pair(step.kernel, 1, "kernel");
+        reader_.pair(step.stride, 1, "stride");
+        reader_.pair(step.padding, 0, "padding");
         step.dilation[0] = step.dilation[1] = 1;
-        if (step.kind == kMaxPool) read_pair(step.dilation, 1, "dilation");
+        if (step.kind == kMaxPool) reader_.pair(step.dilation, 1, "dilation");
         require_windows(step, from.channels);
         if (step.kind == kMaxPool) {
           require_full_windows(step);
@@ -207,23 +122,12 @@ class Program {
         }
         return require_shape(step.output, channels, to.height, to.width);
       }
-      case kSlice: {
-        const int32_t sizes[] = {from.channels, from.height, from.width};
-        int64_t found[3];
-        for (int i = 0; i < 3; ++i) step.numbers[i] = reader_.between(0, sizes[i] - 1, "start of a slice");
-        for (int i = 3; i < 6; ++i) step.numbers[i] = reader_.between(1, sizes[i - 3], "end of a slice");
-        for (int i = 6; i < 9; ++i) step.numbers[i] = reader_.between(1, kMostSide, "step of a slice");
-        for (int i = 0; i < 3; ++i)
-          found[i] = (int64_t{step.numbers[3 + i]} - step.numbers[i] + step.numbers[6 + i] - 1) / step.numbers[6 + i];
+      case kSlice:
         require_range(step.source, step.output);
-        return require_shape(step.output, found[0], found[1], found[2]);
-      }
-      case kPadding: {
-        for (int i = 0; i < 6; ++i) step.numbers[i] = reader_.between(0, kMostSide, "padding");
+        return read_slice(step);
+      case kPadding:
         require_range(step.source, step.output);
-        const auto around = [&](int i) { return int64_t{step.numbers[i]} + step.numbers[3 + i]; };
-        return require_shape(step.output, from.channels + around(0), from.height + around(1), from.width + around(2));
-      }
+        return read_padding(step);
       case kNearestUpsample:
         for (int i = 0; i < 2; ++i) step.numbers[i] = reader_.between(1, kMostSide, "scale");
         require_range(step.source, step.output);
@@ -234,7 +138,7 @@ class Program {
         return;
       case kInputTransform:
         read_positions(made);
-        read_pair(step.padding, 0, "padding");
+        reader_.pair(step.padding, 0, "padding");
         require_shape(step.output, int64_t{from.channels} * step.position_count, to.height, to.width);
         made.rounded.left = read_shifts(to);
         return read_rounding(made, to);
@@ -270,10 +174,10 @@ class Program {
     Step &step = made.step;
     const Value &from = values[step.source], &to = values[step.output];
     if (from.is_wide) refuse("A convolution of the program reads integers of more than 8 bits.");
-    read_pair(step.kernel, 1, "kernel");
-    read_pair(step.stride, 1, "stride");
-    read_pair(step.padding, 0, "padding");
-    read_pair(step.dilation, 1, "dilation");
+    reader_.pair(step.kernel, 1, "kernel");
+    reader_.pair(step.stride, 1, "stride");
+    reader_.pair(step.padding, 0, "padding");
+    reader_.pair(step.dilation, 1, "dilation");
     step.groups = reader_.between(1, kMostSide, "groups");
     if (from.channels % step.groups != 0 || to.channels % step.groups != 0)
       refuse(step.groups, " groups of a convolution divide ", from.channels, " and ", to.channels, " channels.");
@@ -289,9 +193,6 @@ class Program {
     step.multiplications = numbers * to.numbers();
   }
 
-  void read_pair(int32_t (&pair)[2], int64_t least, const char *name) {
-    for (int32_t &x : pair) x = reader_.between(least, kMostSide, name);
-  }
   Words read_shifts(const Value &to) { return reader_.words(to.channels, 0, 31, "shifts"); }
   void read_rounding(Operation &made, const Value &to) {
     made.rounded.right = read_shifts(to);
@@ -301,43 +202,10 @@ class Program {
       if (made.rounded.low[k] > made.rounded.high[k]) refuse("A lower bound of the program is above its upper bound.");
   }
 
-  void require_shape(int32_t number, int64_t channels, int64_t height, int64_t width) const {
-    const Value &value = values[number];
-    if (value.channels != channels || value.height != height || value.width != width)
-      refuse("A value of the program is [", value.channels, ", ", value.height, ", ", value.width, "], where its operation has [",
-             channels, ", ", height, ", ", width, "].");
-  }
   void require_range(int32_t source, int32_t output) const {
     if (values[source].lowest < values[output].lowest || values[source].highest > values[output].highest)
       refuse("An operation of the program writes a value whose range is narrower than that of what it reads.");
   }
-  void require_windows(const Step &step, int64_t channels) const {
-    const Value &from = values[step.source];
-    int64_t sizes[2];
-    const int64_t sides[] = {from.height, from.width};
-    for (int i = 0; i < 2; ++i) {
-      const int64_t room = sides[i] + 2 * int64_t{step.padding[i]} - window_reach(step, i);
-      if (room < 0) refuse("A kernel of the program is larger than its image.");
-      sizes[i] = room / step.stride[i] + 1;
-    }
-    require_shape(step.output, channels, sizes[0], sizes[1]);
-  }
-
-  // A window that lies in the padding alone has no largest number.
-  void require_full_windows(const Step &step) const {
-    const Value &from = values[step.source], &to = values[step.output];
-    const int64_t sides[] = {from.height, from.width}, counts[] = {to.height, to.width};
-    for (int i = 0; i < 2; ++i)
-      for (int64_t number = 0; number < counts[i]; ++number) {
-        const int64_t start = number * step.stride[i] - step.padding[i];
-        const int64_t tap = start >= 0 ? 0 : (-start + step.dilation[i] - 1) / step.dilation[i];  // the first behind the padding
-        if (tap >= step.kernel[i] || start + tap * step.dilation[i] >= sides[i])
-          refuse("A window of one of the program's pools has nothing but padding in it.");
-      }
-  }
-
-  Reader reader_;
-  std::vector<bool> exists_;
 };
 
 // Additions that follow a convolution, and are all that does, become part of it: it runs where they stood. Of bytes and to
@@ -376,29 +244,6 @@ void take_in_additions(Program &program) {
     if (!is_gone[number]) kept.push_back(program.operations[number]);
   program.operations.swap(kept);
 }
-
-class Block {
- public:
-  Block() { grow(sizeof(Prepared)); }
-
-  template <class T>
-  int64_t put(const T *numbers, size_t count) {
-    const int64_t place = grow(count * sizeof(T));
-    if (count > 0) std::memcpy(bytes.data() + place, numbers, count * sizeof(T));
-    return place;
-  }
-  template <class T>
-  int64_t put(const std::vector<T> &numbers) { return put(numbers.data(), numbers.size()); }
-
-  std::vector<uint8_t> bytes;
-
- private:
-  int64_t grow(size_t by) {
-    const int64_t place = static_cast<int64_t>(bytes.size());
-    bytes.resize(static_cast<size_t>(round_up(place + static_cast<int64_t>(by), 64)));
-    return place;
-  }
-};
 
 // By output, each group filled up to a whole number of lanes; `filler` is what the filled places hold.
 Words in_lanes(const Words &numbers, int64_t groups, int32_t filler = 0) {
@@ -496,59 +341,14 @@ int64_t put_convolution(Block &block, const Program &program, const Operation &o
 // Bytes that lie behind an array and are read with it, and not used.
 constexpr int64_t kReadBehind = 64 * 4;
 
-// Gives every value a place in the arena, above which nothing lies that is still needed. Returns the arena's bytes.
-int64_t place_values(Program &program) {
-  const auto count = static_cast<int32_t>(program.operations.size());
-  std::vector<int32_t> first(program.values.size(), count), last(program.values.size(), -1);
-  first[program.input] = -1;
-  last[program.output] = count;
-  for (int32_t number = 0; number < count; ++number) {
-    const Operation &operation = program.operations[number];
-    first[operation.step.output] = number;
-    last[operation.step.output] = std::max(last[operation.step.output], number);
-    for (const int32_t source : operation.sources) last[source] = std::max(last[source], number);
-  }
-  last[program.input] = std::max(last[program.input], -1);
-  int64_t arena = 0;
-  std::vector<int32_t> placed;
-  const auto bytes_of = [&](int32_t v) { return round_up(program.values[v].numbers() * (program.values[v].is_wide ? 4 : 1), 64); };
-  const auto place = [&](int32_t v) {
-    std::vector<std::pair<int64_t, int64_t>> taken;  // from, to
-    for (const int32_t other : placed)
-      if (last[other] >= first[v]) taken.push_back({program.values[other].place, program.values[other].place + bytes_of(other)});
-    std::sort(taken.begin(), taken.end());
-    int64_t at = 0;
-    for (const auto &[from, to] : taken) {
-      if (from - at >= bytes_of(v)) break;
-      at = std::max(at, to);
-    }
-    program.values[v].place = at;
-    arena = std::max(arena, at + bytes_of(v));
-    // What is no longer needed by anything that comes can't be in the way again.
-    placed.erase(std::remove_if(placed.begin(), placed.end(), [&](int32_t other) { return last[other] < first[v]; }), placed.end());
-    placed.push_back(v);
-  };
-  place(program.input);
-  for (const Operation &operation : program.operations) place(operation.step.output);
-  return arena;
-}
-
 }  // namespace
-
-uint64_t mark_of_this_process() {
-  static const uint64_t mark = [] {
-    std::random_device source;
-    return static_cast<uint64_t>(source()) << 32 | source();
-  }();
-  return mark;
-}
 
 std::vector<uint8_t> prepare(const uint8_t *bytes, int64_t size) {
   Program program(bytes, size);
   take_in_additions(program);
   Prepared header{};
-  header.arena_bytes = place_values(program);
-  Block block;
+  header.arena_bytes = place_values(program, [](const Value &value) { return round_up(value.numbers() * (value.is_wide ? 4 : 1), 64); });
+  Block block(sizeof(Prepared));
   std::vector<Step> steps;
   int64_t behind = 0;
   for (const Operation &operation : program.operations) {
@@ -573,7 +373,6 @@ std::vector<uint8_t> prepare(const uint8_t *bytes, int64_t size) {
   }
   header.scratch_bytes = round_up(header.scratch_bytes, 64);
   header.arena_bytes = round_up(header.arena_bytes + behind + kReadBehind, 4096);
-  header.mark = mark_of_this_process();
   header.input = program.input;
   header.output = program.output;
   header.step_count = static_cast<int32_t>(steps.size());
@@ -581,7 +380,7 @@ std::vector<uint8_t> prepare(const uint8_t *bytes, int64_t size) {
   header.values = block.put(program.values);
   header.steps = block.put(steps);
   header.input_lengths = block.put(program.input_lengths);
-  header.bytes = static_cast<int64_t>(block.bytes.size());
+  header.head = BlockHead::of(kMagic, static_cast<int64_t>(block.bytes.size()));
   std::memcpy(block.bytes.data(), &header, sizeof header);
   return std::move(block.bytes);
 }

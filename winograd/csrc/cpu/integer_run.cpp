@@ -3,8 +3,6 @@
 
 #include <atomic>
 #include <cstring>
-#include <new>
-#include <stdexcept>
 
 #include "check.hpp"
 #include "workspace.hpp"
@@ -66,14 +64,7 @@ void run_part(const Images &all, int64_t part, const winograd_threads *threads) 
 
 void run_part_of(void *images, int64_t part) { run_part(*static_cast<const Images *>(images), part, nullptr); }
 
-const Prepared *sound(const uint8_t *prepared, int64_t bytes) {
-  const auto *const network = reinterpret_cast<const Prepared *>(prepared);
-  const bool is_ours = prepared != nullptr && reinterpret_cast<uintptr_t>(prepared) % 16 == 0 &&
-                       bytes >= static_cast<int64_t>(sizeof(Prepared)) && network->mark == mark_of_this_process() && network->bytes == bytes;
-  if (is_ours) return network;
-  fail("This is no network that was prepared in this process; prepare it again.");
-  return nullptr;
-}
+const Prepared *sound(const uint8_t *prepared, int64_t bytes) { return programs::sound<Prepared>(prepared, bytes, kMagic); }
 
 }  // namespace
 
@@ -87,20 +78,8 @@ bool has_tiles() {
 using namespace winograd;
 using namespace winograd::integers;
 
-extern "C" int64_t winograd_prepare_integer_network(const uint8_t *program, int64_t bytes, uint8_t *prepared, int64_t room) {
-  try {
-    const std::vector<uint8_t> made = prepare(program, bytes);
-    const auto size = static_cast<int64_t>(made.size());
-    if (prepared != nullptr) {
-      if (room < size) return fail("There is room for %lld bytes of %lld.", static_cast<long long>(room), static_cast<long long>(size)), -1;
-      std::memcpy(prepared, made.data(), made.size());
-    }
-    return size;
-  } catch (const std::invalid_argument &problem) {
-    return fail("%s", problem.what()), -1;
-  } catch (const std::bad_alloc &) {
-    return fail("There is no memory for the network."), -1;
-  }
+extern "C" int winograd_prepare_integer_network(const uint8_t *program, int64_t bytes, winograd_allocate allocate, void *context) {
+  return programs::hand_over([&] { return prepare(program, bytes); }, allocate, context);
 }
 
 extern "C" int winograd_integer_network_shape(const uint8_t *prepared, int64_t bytes, int64_t *input, int64_t *outputs) {

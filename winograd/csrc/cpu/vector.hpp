@@ -13,6 +13,11 @@
 #include <cstdint>
 #include <cstring>
 
+// Without the compiler's options for them, vectors would be computed in pieces, several times as slowly.
+#if (WINOGRAD_LANES == 16 && !defined(__AVX512F__)) || (WINOGRAD_LANES == 8 && !defined(__AVX2__))
+#error "CMakeLists.txt has no options for the instruction set of this file."
+#endif
+
 #define WINOGRAD_INLINE inline __attribute__((always_inline))
 #define WINOGRAD_INLINE_LAMBDA __attribute__((always_inline))
 #define WINOGRAD_UNROLL _Pragma("GCC unroll 16")

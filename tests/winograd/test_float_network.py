@@ -1,0 +1,809 @@
+"""Whole float32 networks in one call: what they are written from, their bytes, every implementation, and what is refused."""
+
+import copy
+import functools
+import math
+import struct
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+from winograd.float_program import (
+    KINDS,
+    Addition,
+    AveragePool,
+    Concatenation,
+    Convolution,
+    FloatProgram,
+    MaxPool,
+    Operation,
+    Padding,
+    Scaling,
+    Slice,
+    WinogradConvolution,
+)
+from winograd.fuse_epilogues import fuse_epilogues
+from winograd.prepared_float_network import PreparedFloatNetwork
+from winograd.write_float_program import NoFloatProgram, write_float_program
+
+import winograd
+from tests.winograd import float_reference
+from tests.winograd.exported_networks import (
+    BATCH,
+    KEPT,
+    Computes,
+    Residual,
+    exported,
+    images,
+    residual_network,
+    winograd_conv2d,
+)
+from winograd import WinogradConv2d, float_operators, library
+
+OPERATORS = torch.ops.winograd
+compiled_only = pytest.mark.skipif(not library.variants(), reason=f"plain torch computes: {library.info().why}")
+
+
+@pytest.fixture(scope="module", params=library.variants())
+def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the compiled implementation that runs now; each that this processor can run."""
+    with library.force(request.param):
+        yield request.param
+
+
+def program_of(network: fx.GraphModule) -> tuple[FloatProgram, tuple[int, ...]]:
+    """What `prepare` would write, and the shape that comes out."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(network.graph, {}))
+    graph.eliminate_dead_code(lambda node: node.op == "call_module" or node.is_impure())
+    fuse_epilogues(graph)
+    names = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
+    return write_float_program(graph, {name: attrgetter(name)(network) for name in names})
+
+
+def kinds(program: FloatProgram) -> list[type[Operation]]:
+    return [type(operation) for operation in program.operations]
+
+
+def assert_close(given: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-4)
+
+
+# ---- One operation at a time ----------------------------------------------------------------------------------------------
+
+
+def direct(channels: int = 4, filters: int = 4, **options: Any) -> nn.Conv2d:
+    torch.manual_seed(channels + filters)
+    return nn.Conv2d(channels, filters, **{"kernel_size": 3, "padding": 1} | options)
+
+
+def batch_norm(channels: int = 4, **options: Any) -> nn.BatchNorm2d:
+    norm, numbers = nn.BatchNorm2d(channels, **options), torch.Generator().manual_seed(channels)
+    for x in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        if x is not None:
+            x.data.uniform_(0.5, 2, generator=numbers)
+    return norm
+
+
+def one_group(**options: Any) -> WinogradConv2d:
+    return WinogradConv2d.from_conv2d(direct(**options), m=2)
+
+
+def two_runs() -> WinogradConv2d:
+    runs = [0, 3, 5, 6, 10, 15, 1, 2, 4, 7, 9, 14]
+    return WinogradConv2d.from_conv2d(direct(filters=6, padding=(0, 2)), m=2, positions=runs, kernel_groups=2)
+
+
+def linear(inputs: int, outputs: int = 5, **options: Any) -> nn.Linear:
+    torch.manual_seed(inputs)
+    return nn.Linear(inputs, outputs, **options)
+
+
+def residual_after(n: Any, x: Tensor) -> Tensor:
+    y = n.direct(x)
+    z = x.clamp(-1, 1)  # computed after what it is added to
+    total: Tensor = z + y
+    return total
+
+
+Function = Callable[..., Any]
+Case = tuple[Function, dict[str, Callable[[], nn.Module]], list[type[Operation]]]
+
+C, W, A, S = Convolution, WinogradConvolution, Addition, Scaling
+WRITTEN: dict[str, Case] = {
+    "Winograd convolution": (lambda n, x: n.conv(x), {}, [W]),
+    "Winograd convolution, relu": (lambda n, x: n.conv(x).relu(), {}, [W]),
+    "Winograd convolution, relu in place": (lambda n, x: n.conv(x).relu_(), {}, [W]),
+    "Winograd convolution, ReLU6": (lambda n, x: functional.relu6(n.conv(x)), {}, [W, S]),
+    "Winograd convolution, addition, relu": (lambda n, x: (n.conv(x) + x).relu(), {}, [W]),
+    "Winograd convolution, batch norm": (lambda n, x: n.norm(n.conv(x)), {"norm": batch_norm}, [W]),
+    "Winograd convolution, batch norm, addition, relu": (
+        lambda n, x: (x + n.norm(n.conv(x))).relu(), {"norm": batch_norm}, [W]),
+    "Winograd convolution, relu, batch norm": (lambda n, x: n.norm(n.conv(x).relu()), {"norm": batch_norm}, [W, S]),
+    "Winograd convolution, nothing, relu": (lambda n, x: n.conv(x).clone().relu(), {}, [W]),
+    "Winograd convolution without bias": (lambda n, x: n.conv(x), {"conv": lambda: one_group(bias=False)}, [W]),
+    "Winograd convolution of two groups": (lambda n, x: n.conv(x), {"conv": lambda: one_group(groups=2)}, [W]),
+    "Winograd convolution of two runs": (lambda n, x: n.conv(x), {"conv": two_runs}, [W]),
+    "convolution": (lambda n, x: n.direct(x), {"direct": direct}, [C]),
+    "convolution without bias": (lambda n, x: n.direct(x), {"direct": lambda: direct(bias=False)}, [C]),
+    "convolution of stride 2": (
+        lambda n, x: n.direct(x), {"direct": lambda: direct(stride=2, padding=(0, 2), kernel_size=(3, 5))}, [C]),
+    "dilated convolution": (lambda n, x: n.direct(x), {"direct": lambda: direct(dilation=(2, 1), filters=7)}, [C]),
+    "depthwise convolution": (lambda n, x: n.direct(x), {"direct": lambda: direct(filters=8, groups=4)}, [C]),
+    "convolution padded by name": (lambda n, x: n.direct(x), {"direct": lambda: direct(padding="same")}, [C]),
+    "convolution padded by name, not": (lambda n, x: n.direct(x), {"direct": lambda: direct(padding="valid")}, [C]),
+    "convolution, relu": (lambda n, x: n.direct(x).relu(), {"direct": direct}, [C]),
+    "convolution, ReLU6 in place": (lambda n, x: functional.relu6(n.direct(x), True), {"direct": direct}, [C]),
+    "convolution, batch norm": (
+        lambda n, x: n.norm(n.direct(x)), {"direct": lambda: direct(bias=False), "norm": batch_norm}, [C]),
+    "convolution, batch norm without weights, relu": (
+        lambda n, x: n.norm(n.direct(x)).relu(), {"direct": direct, "norm": lambda: batch_norm(affine=False)}, [C]),
+    "convolution, addition": (lambda n, x: n.direct(x) + x, {"direct": direct}, [C]),
+    "convolution, addition in place, relu in place": (
+        lambda n, x: n.direct(x).add_(x).relu_(), {"direct": direct}, [C]),
+    "convolution, addition of what is computed later": (residual_after, {"direct": direct}, [S, C]),
+    "convolution, relu, addition": (lambda n, x: n.direct(x).relu() + x, {"direct": direct}, [C, A]),
+    "two convolutions added": (lambda n, x: n.direct(x) + n.conv(x), {"direct": direct}, [C, W]),
+    "two convolutions and the image added": (lambda n, x: (n.direct(x) + n.conv(x) + x).relu(), {"direct": direct},
+                                             [C, W, A]),
+    "convolution read twice": (lambda n, x: read_twice(n.direct(x)), {"direct": direct}, [C, S, A]),
+    "convolution added to itself": (lambda n, x: twice(n.direct(x)), {"direct": direct}, [C, A]),
+    "addition": (lambda n, x: x + x, {}, [A]),
+    "addition, relu": (lambda n, x: (x + x).relu(), {}, [A]),
+    "relu": (lambda n, x: x.relu(), {}, [S]),
+    "clamp": (lambda n, x: x.clamp(-0.5, 0.25), {}, [S]),
+    "clamp from below": (lambda n, x: x.clamp(min=0.25), {}, [S]),
+    "clamp from above": (lambda n, x: x.clamp_max(0.25), {}, [S]),
+    "hardtanh, clamps": (lambda n, x: functional.hardtanh(x, -0.5, 0.5).clamp(min=0).clamp(0.125, 2), {}, [S]),
+    "clamps apart": (lambda n, x: functional.hardtanh(x, -0.5, -0.25).clamp(0.5, 2), {}, [S]),
+    "batch norm, relu": (lambda n, x: n.norm(x).relu(), {"norm": batch_norm}, [S]),
+    "max pool": (lambda n, x: functional.max_pool2d(x, 2), {}, [MaxPool]),
+    "max pool, padded": (lambda n, x: functional.max_pool2d(x, (3, 2), (1, 2), (1, 0), (2, 1)), {}, [MaxPool]),
+    "max pool, ceil_mode for nothing": (lambda n, x: functional.max_pool2d(x, 3, ceil_mode=True), {}, [MaxPool]),
+    "average pool": (lambda n, x: functional.avg_pool2d(x, 3, 2, 1), {}, [AveragePool]),
+    "average pool without padding": (
+        lambda n, x: functional.avg_pool2d(x, 3, 2, 1, count_include_pad=False), {}, [AveragePool]),
+    "adaptive average pool": (lambda n, x: functional.adaptive_avg_pool2d(x, (3, 1)), {}, [AveragePool]),
+    "mean": (lambda n, x: x.mean((-1, -2)), {}, [AveragePool]),
+    "mean, kept": (lambda n, x: x.mean((2, 3), keepdim=True), {}, [AveragePool]),
+    "mean, relu, linear": (lambda n, x: n.scores(x.mean((2, 3)).relu()), {"scores": lambda: linear(4)},
+                           [AveragePool, S, C]),
+    "pool, squeezed, linear": (
+        lambda n, x: n.scores(functional.adaptive_avg_pool2d(x, 1).squeeze(-1).squeeze(-1)),
+        {"scores": lambda: linear(4, bias=False)}, [AveragePool, C]),
+    "flatten": (lambda n, x: x.relu().flatten(1), {}, [S]),
+    "flatten, relu, linear, relu, linear": (
+        lambda n, x: n.scores(n.hidden(x.flatten(1).relu()).relu()),
+        {"hidden": lambda: linear(324, 6), "scores": lambda: linear(6)}, [S, C, C]),
+    "linear, batch norm": (
+        lambda n, x: n.norm(n.scores(x.flatten(1))),
+        {"scores": lambda: linear(324), "norm": lambda: nn.BatchNorm1d(5)}, [C]),
+    "view and back": (lambda n, x: n.direct(x.reshape(x.shape[0], -1).view(-1, 4, 9, 9)), {"direct": direct}, [C]),
+    "dropout": (lambda n, x: n.drop(n.conv(x)).relu(), {"drop": nn.Dropout}, [W]),
+    "dropout of channels": (lambda n, x: n.drop(n.conv(x)).relu(), {"drop": nn.Dropout2d}, [W]),
+    "concatenation": (lambda n, x: torch.cat([n.conv(x), x, x], 1), {}, [W, Concatenation]),
+    "concatenation of vectors": (
+        lambda n, x: torch.cat([x.mean((2, 3)), n.scores(x.flatten(1))], -1),
+        {"scores": lambda: linear(324)}, [AveragePool, C, Concatenation]),
+    "slices": (lambda n, x: x[:, 1:, ::2, 1:-1:3], {}, [Slice]),
+    "slices of slices": (lambda n, x: x[:, :, 1::2, 2:][:, :, 1:, ::3], {}, [Slice]),
+    "slices from the end": (lambda n, x: x[:, -3:-1, -20:4], {}, [Slice]),
+    "slice read twice": (lambda n, x: read_twice(x[:, :, ::2]), {}, [Slice, S, A]),
+    "slice of vectors": (lambda n, x: x.mean((2, 3))[:, 1:3], {}, [AveragePool, Slice]),
+    "padding": (lambda n, x: functional.pad(x, (1, 0, 0, 2)), {}, [Padding]),
+    "padding of channels": (lambda n, x: functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3)), {}, [Slice, Padding]),
+}  # fmt: skip
+
+
+def read_twice(x: Tensor) -> Tensor:
+    return x + x.relu()
+
+
+def twice(x: Tensor) -> Tensor:
+    return x + x
+
+
+def exported_case(name: str) -> fx.GraphModule:
+    function, parts, _ = WRITTEN[name]
+    return exported(Computes(function, **{part: make() for part, make in parts.items()}), images())
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_operators_become_operations(name: str) -> None:
+    network = exported_case(name)
+    expected = network(images())
+    program, shape = program_of(network)
+
+    assert kinds(program) == WRITTEN[name][2]
+    assert shape == tuple(expected.shape[1:])
+    assert_close(float_reference.run(program, images().double()).float().reshape(expected.shape), expected)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_operation_gives_what_its_definition_says(name: str, compiled: str) -> None:
+    program, shape = program_of(exported_case(name))
+    prepared = PreparedFloatNetwork(program.to_tensor(), shape)
+    x = torch.cat([images(), -images(), images() / 2])[:5]
+
+    expected = float_reference.run(program, x.double()).float()
+    assert_close(prepared(x), expected.reshape(-1, *shape))
+
+
+def test_every_operation_is_among_them() -> None:
+    assert {kind for _, _, written in WRITTEN.values() for kind in written} == set(KINDS) == set(Operation.__args__)
+
+
+DECOMPOSED = ["Winograd convolution, batch norm, addition, relu", "convolution, batch norm", "max pool", "dropout",
+              "flatten, relu, linear, relu, linear", "pool, squeezed, linear", "padding"]  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # torch's own, within torch
+@pytest.mark.parametrize("name", DECOMPOSED)
+def test_decomposed_operators_become_the_same(name: str) -> None:
+    function, parts, expected = WRITTEN[name]
+    network = Computes(function, **{part: make() for part, make in parts.items()}).eval()
+    export = torch.export.export(network, (images(),), dynamic_shapes=(({0: BATCH},),))
+    program, _ = program_of(export.run_decompositions().module())
+
+    assert kinds(program) == expected
+    assert_close(float_reference.run(program, images().double()).float(), network(images()).detach().flatten(1))
+
+
+def test_batch_norms_are_folded_in_double_precision() -> None:
+    network = exported(Computes(lambda n, x: n.norm(n.direct(x)), direct=direct(), norm=batch_norm()), images())
+    program, _ = program_of(network)
+
+    [convolution] = program.operations
+    scale = network.norm.weight.double() / (network.norm.running_var.double() + 1e-5).sqrt()
+    assert isinstance(convolution, Convolution)
+    assert torch.equal(convolution.weights, (network.direct.weight * scale[:, None, None, None]).float())
+
+
+# ---- What is refused ------------------------------------------------------------------------------------------------------
+
+
+def into_a_view(x: Tensor) -> Tensor:
+    x[:, :, ::2].relu_()
+    return x
+
+
+def read_after(x: Tensor) -> Tensor:
+    same = x.flatten(1)
+    x.relu_()
+    return same
+
+
+def into_a_slice(x: Tensor) -> Tensor:
+    return x[:, :, ::2].relu_()
+
+
+def transposed() -> nn.ConvTranspose2d:
+    return nn.ConvTranspose2d(4, 4, 3)
+
+
+REFUSED: dict[str, tuple[Function, dict[str, Callable[[], nn.Module]], str]] = {
+    "another operator": (lambda n, x: n.conv(x).sigmoid(), {}, r"aten\.sigmoid\.default isn't among the operators"),
+    "two outputs": (lambda n, x: (n.conv(x), x.relu()), {}, "2 outputs"),
+    "an image of a batch": (lambda n, x: n.conv(x[:1]), {}, "sizes that don't change behind N"),
+    "images taken from the batch": (lambda n, x: x.flatten(0, 1), {}, "N"),
+    "an addition with a factor": (lambda n, x: torch.add(n.conv(x), x, alpha=2), {}, "adds other than two images"),
+    "an addition that broadcasts": (lambda n, x: n.conv(x) + x.mean((2, 3), True), {}, "adds other than two images"),
+    "an addition of a number": (lambda n, x: n.conv(x) + 1, {}, "1 is none of its images"),
+    "weights that are computed": (
+        lambda n, x: winograd.conv2d(x, n.conv.weights * 2, KEPT, 4, 1), {}, "mul"),
+    "written into the input": (lambda n, x: x.relu_(), {}, "writes into what something else may read"),
+    "written into what is read": (lambda n, x: read_after(n.conv(x)), {}, "writes into"),
+    "written into a slice": (lambda n, x: into_a_slice(n.conv(x)), {}, "writes into"),
+    "written into a view": (lambda n, x: into_a_view(n.conv(x)), {}, "writes into"),
+    "clamps by tensors": (lambda n, x: x.clamp(min=x.mean()), {}, "isn't among the operators"),
+    "a transposed convolution": (lambda n, x: n.up(x), {"up": transposed}, "isn't among the operators"),
+    "padding on one side": (
+        lambda n, x: n.direct(x), {"direct": lambda: direct(kernel_size=2, padding="same")}, "more on one side"),
+    "padding with ones": (lambda n, x: functional.pad(x, (1, 1), value=1.0), {}, "other than zeros"),
+    "padding by reflection": (lambda n, x: functional.pad(x, (1, 1, 1, 1), mode="reflect"), {}, "other than zeros"),
+    "negative padding": (lambda n, x: functional.pad(x, (-1, 1)), {}, "cuts images off"),
+    "ceil_mode": (lambda n, x: functional.max_pool2d(x, 2, ceil_mode=True), {}, "reach beyond the padding"),
+    "a divisor": (lambda n, x: functional.avg_pool2d(x, 2, divisor_override=3), {}, "a divisor of its own"),
+    "windows of different sizes": (lambda n, x: functional.adaptive_avg_pool2d(x, 2), {}, "windows of different"),
+    "a mean over columns": (lambda n, x: x.mean(3), {}, "other dimensions than rows and columns"),
+    "rows behind each other": (lambda n, x: torch.cat([x, x], 2), {}, "along another dimension than channels"),
+    "linear by columns": (lambda n, x: n.scores(x), {"scores": lambda: linear(9)}, "where all of an image"),
+    "an image in another shape": (lambda n, x: n.conv(x.reshape(-1, 4, 3, 27)), {}, "as it was computed"),
+    "in other numbers": (lambda n, x: n.conv(x.half().float()), {}, "isn't among the operators"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_in_one_call_is_said(name: str) -> None:
+    function, parts, words = REFUSED[name]
+    network = exported(Computes(function, **{part: make() for part, make in parts.items()}), images())
+
+    with pytest.raises(NoFloatProgram, match=words):
+        program_of(network)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16], ids=str)
+def test_networks_of_other_types_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(NoFloatProgram, match=f"{dtype}, on cpu, where float32"):
+        program_of(exported(Residual(dtype), images(dtype=dtype)))
+
+
+def test_two_inputs_are_refused() -> None:
+    with pytest.raises(NoFloatProgram, match="more than one input"):
+        program_of(exported(Computes(lambda n, x, y: n.conv(x) + y), images(), images()))
+
+
+def test_images_of_any_size_are_refused() -> None:
+    sizes = {0: BATCH, 2: torch.export.Dim("height", min=4, max=64)}
+    network = torch.export.export(winograd_conv2d(4, 4).eval(), (images(),), dynamic_shapes=(sizes,)).module()
+
+    with pytest.raises(NoFloatProgram, match=r"one C, H and W is what it can be"):
+        program_of(network)
+
+
+def test_training_is_refused() -> None:
+    network = torch.export.export(nn.Sequential(direct(), nn.Dropout()), (images(),)).module()
+
+    with pytest.raises(NoFloatProgram, match="is in training"):
+        program_of(network)
+
+
+# ---- Bytes ----------------------------------------------------------------------------------------------------------------
+
+
+def bits(*numbers: float) -> list[int]:
+    return list(struct.unpack(f"<{len(numbers)}i", struct.pack(f"<{len(numbers)}f", *numbers)))
+
+
+def words_of(program: FloatProgram) -> list[int]:
+    packed = program.to_tensor()
+    assert packed.dtype == torch.uint8
+    words: list[int] = packed.view(torch.int32).tolist()
+    return words
+
+
+HEAD = [
+    0x4E464957,
+    1,
+    2,
+    1,
+    0,
+    1,
+    1,
+    4,
+    5,
+    2,
+    2,
+    3,
+]  # of one operation from (1, 4, 5) to (2, 2, 3), as all have them below
+INF = math.inf
+LAID_OUT: dict[str, tuple[Operation, list[int]]] = {
+    "Convolution": (
+        Convolution(1, (0,), -1.5, INF, weights=torch.tensor([[[[1.0, 2.0]]], [[[3.0, -4.0]]]]),
+                    bias=torch.tensor([0.5, -0.5]), stride=(1, 2), padding=(3, 4), dilation=(5, 6)),
+        [1, 1, 1, 0, 1, 2, 1, 2, 3, 4, 5, 6, 1, *bits(-1.5, INF, 0.5, -0.5, 1, 2, 3, -4)]),
+    "WinogradConvolution": (
+        WinogradConvolution(1, (0, 1), weights=torch.tensor([[[1.0], [2.0]], [[3.0], [4.0]]]),
+                            bias=torch.tensor([0.5, -0.5]), positions=(3, 5, 7, 15), m=2, padding=(1, 0), has_relu=True),
+        [2, 1, 2, 0, 1, 2, 1, 0, 1, 2, 2, 1, 3, 5, 7, 15, *bits(0.5, -0.5, 1, 2, 3, 4)]),
+    "Addition": (Addition(1, (0, 0), 0, 6), [3, 1, 2, 0, 0, *bits(0, 6)]),
+    "Scaling": (
+        Scaling(1, (0,), scale=torch.tensor([2.0]), shift=torch.tensor([3.0])), [4, 1, 1, 0, *bits(-INF, INF, 2, 3)]),
+    "MaxPool": (
+        MaxPool(1, (0,), kernel=(1, 2), stride=(3, 4), padding=(5, 6), dilation=(7, 8)),
+        [5, 1, 1, 0, 1, 2, 3, 4, 5, 6, 7, 8]),
+    "AveragePool": (
+        AveragePool(1, (0,), kernel=(1, 2), stride=(3, 4), padding=(5, 6), counts_padding=False),
+        [6, 1, 1, 0, 1, 2, 3, 4, 5, 6, 0]),
+    "Concatenation": (Concatenation(1, (0, 0, 0)), [7, 1, 3, 0, 0, 0]),
+    "Slice": (
+        Slice(1, (0,), start=(0, 1, 2), stop=(1, 4, 5), step=(3, 4, 5)), [8, 1, 1, 0, 0, 1, 2, 1, 4, 5, 3, 4, 5]),
+    "Padding": (Padding(1, (0,), before=(1, 2, 3), after=(4, 5, 6)), [9, 1, 1, 0, 1, 2, 3, 4, 5, 6]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAID_OUT)
+def test_the_bytes_lie_as_they_are_described(name: str) -> None:
+    operation, words = LAID_OUT[name]
+
+    assert words_of(FloatProgram(0, 1, ((1, 4, 5), (2, 2, 3)), (operation,))) == HEAD + words
+
+
+def test_every_kind_is_laid_out() -> None:
+    assert {type(operation) for operation, _ in LAID_OUT.values()} == set(KINDS)
+    assert bytes(FloatProgram(0, 0, ((1, 1, 1),), ()).to_tensor().tolist()).startswith(b"WIFN\x01\0\0\0")
+
+
+def test_weights_may_lie_in_any_order() -> None:
+    weights = torch.arange(24.0).reshape(2, 3, 2, 2)
+    programs = [
+        FloatProgram(0, 1, ((3, 2, 2), (2, 1, 1)), (Convolution(1, (0,), weights=given, bias=torch.zeros(2)),))
+        for given in (weights, weights.contiguous(memory_format=torch.channels_last))
+    ]
+
+    assert words_of(programs[0]) == words_of(programs[1])
+
+
+# ---- Whole networks -------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def deep_network() -> fx.GraphModule:
+    return exported(residual_network(), torch.zeros(2, 3, 32, 32))
+
+
+def deep_images(batch: int) -> Tensor:
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(batch))
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_network_of_residual_blocks_is_as_few_operations_as_it_can_be() -> None:
+    program, shape = program_of(deep_network())
+
+    assert shape == (10,)
+    narrowing = [Slice, Padding, WinogradConvolution]
+    assert kinds(program) == [
+        *[WinogradConvolution] * 7,
+        Convolution, *narrowing, *[WinogradConvolution] * 4,
+        Convolution, *narrowing, *[WinogradConvolution] * 4,
+        AveragePool, Convolution,
+    ]  # fmt: skip
+    expected = deep_network()(deep_images(2))
+    assert_close(float_reference.run(program, deep_images(2).double()).float(), expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_batches_and_threads_give_the_same(batch: int, threads: int, compiled: str) -> None:
+    prepared, x = winograd.prepare(deep_network()), deep_images(batch)
+    assert prepared.in_one_call, prepared.why_not_in_one_call
+
+    with torch.inference_mode(), torch_threads(threads):
+        assert_close(prepared(x), deep_network()(x))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_was_prepared_for_some_threads_runs_on_others(threads: int, compiled: str) -> None:
+    with torch_threads(3 - threads):
+        prepared = winograd.prepare(deep_network())
+
+    with torch_threads(threads):
+        assert_close(prepared(deep_images(2)), deep_network()(deep_images(2)))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_strides_of_any_kind_give_the_same() -> None:
+    prepared, x = winograd.prepare(deep_network()), deep_images(2)
+    expected = prepared(x)
+    turned = x.transpose(2, 3).contiguous().transpose(2, 3)
+    sliced = torch.cat([x, x], dim=3)[..., : x.shape[3]]
+
+    for same in (x.contiguous(memory_format=torch.channels_last), turned, sliced):
+        assert_close(prepared(same), expected)
+    assert_close(prepared(x[:1].expand(2, -1, -1, -1)), expected[:1].repeat(2, 1))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_images_come_out_in_their_order() -> None:
+    network = exported(Computes(lambda n, x: n.conv(x)), images())
+    prepared = winograd.prepare(network)
+
+    for x in (images(), images().contiguous(memory_format=torch.channels_last)):
+        output = prepared(x)
+        assert output.is_contiguous()
+        assert_close(output, network(x))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_a_batch_of_none_gives_none() -> None:
+    for function, shape in ((lambda n, x: n.conv(x), (0, 4, 9, 9)), (lambda n, x: n.conv(x).mean((2, 3)), (0, 4))):
+        prepared = winograd.prepare(exported(Computes(function), images()))
+
+        assert prepared(images()[:0]).shape == shape
+
+
+@pytest.mark.usefixtures("compiled")
+def test_one_network_runs_in_several_threads_at_once() -> None:
+    prepared = winograd.prepare(deep_network())
+    given = [deep_images(1 + n % 3) for n in range(12)]
+    expected = [prepared(x) for x in given]
+
+    with ThreadPoolExecutor(4) as pool:
+        for output, same in zip(pool.map(prepared, given), expected, strict=True):
+            assert_close(output, same)
+
+
+@compiled_only
+def test_inputs_and_outputs_keep_their_structure() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = winograd_conv2d(4, 4)
+
+        def forward(self, *, given: dict[str, Tensor]) -> dict[str, list[Tensor]]:
+            return {"convolved": [self.conv(given["image"])]}
+
+    given = {"image": images()}
+    original = torch.export.export(Nested().eval(), (), {"given": given}).module()
+
+    prepared = winograd.prepare(original)
+
+    assert prepared.in_one_call, prepared.why_not_in_one_call
+    torch.testing.assert_close(prepared(given=given), original(given=given), atol=1e-4, rtol=1e-4)
+
+
+@compiled_only
+def test_other_sizes_than_were_exported_are_refused() -> None:
+    prepared = winograd.prepare(deep_network())
+
+    with pytest.raises(ValueError, match=r"shape \[2, 3, 8, 9\], but the network was exported for \[any, 3, 32, 32\]"):
+        prepared(torch.zeros(2, 3, 8, 9))
+
+
+@compiled_only
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("batch", [2, 40])
+def test_w8_one_call_executes_the_same_multiplications(batch: int, threads: int) -> None:
+    one, several = (winograd.prepare(deep_network(), in_one_call=choice) for choice in (True, False))
+
+    counts = []
+    for prepared in (one, several):
+        with torch_threads(threads), winograd.count_operations() as counted:
+            prepared(deep_images(batch))
+        counts.append(counted)
+
+    assert counts[0].multiplications == counts[1].multiplications
+    # Threads take images of their own through the network, a few at a time; a GEMM counts once for the call all the same.
+    assert counts[0].gemms == counts[1].gemms
+
+
+@compiled_only
+def test_weights_that_were_packed_are_not_kept_a_second_time() -> None:
+    prepared = winograd.prepare(deep_network())
+
+    assert list(prepared.parameters()) == []
+    assert prepared.state_dict() == {}
+    assert [name for name, _ in prepared.named_buffers()] == ["network.whole_network.prepared"]
+
+
+@compiled_only
+def test_a_copy_gives_the_same() -> None:
+    network = PreparedFloatNetwork(small().to_tensor(), (2, 4, 4))
+
+    assert torch.equal(copy.deepcopy(network)(SMALL_INPUT), network(SMALL_INPUT))
+
+
+# ---- Which networks are ---------------------------------------------------------------------------------------------------
+
+
+@compiled_only
+def test_a_network_says_that_it_is_one_call() -> None:
+    prepared = winograd.prepare(deep_network())
+
+    assert (prepared.in_one_call, prepared.why_not_in_one_call) == (True, "")
+    assert "in one call" in repr(prepared)
+    assert [type(part) for part in prepared.network.children()].count(PreparedFloatNetwork) == 1
+
+
+@compiled_only
+def test_a_network_says_why_it_is_not_one_call() -> None:
+    prepared = winograd.prepare(exported(Computes(lambda n, x: n.conv(x).sigmoid()), images()))
+
+    assert not prepared.in_one_call
+    assert prepared.why_not_in_one_call == "aten.sigmoid.default isn't among the operators of one call"
+    assert f"operator by operator: {prepared.why_not_in_one_call}" in repr(prepared)
+
+
+@compiled_only
+def test_networks_without_winograd_convolutions_stay_as_they_are() -> None:
+    prepared = winograd.prepare(exported(Computes(lambda n, x: n.direct(x), direct=direct()), images()))
+
+    assert prepared.why_not_in_one_call == "it has no Winograd convolutions"
+
+
+def test_one_call_can_be_done_without(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(Residual().eval(), (images(),)), tmp_path / "model.pt2")
+
+    for prepared in (
+        winograd.prepare(deep_network(), in_one_call=False),
+        winograd.load(tmp_path / "model.pt2", in_one_call=False),
+    ):
+        assert prepared.why_not_in_one_call == "in_one_call is False"
+
+
+def test_plain_torch_runs_operator_by_operator() -> None:
+    with library.force(library.REFERENCE):
+        prepared = winograd.prepare(deep_network())
+
+    assert prepared.why_not_in_one_call.startswith("plain torch computes: ")
+
+
+@compiled_only
+def test_a_file_becomes_one_call(tmp_path: Path) -> None:
+    export = torch.export.export(Residual().eval(), (images(),), dynamic_shapes=({0: BATCH},))
+    torch.export.save(export, tmp_path / "model.pt2")
+
+    prepared = winograd.load(tmp_path / "model.pt2")
+
+    assert prepared.in_one_call, prepared.why_not_in_one_call
+    assert_close(prepared(images()), export.module()(images()))
+
+
+# ---- The operators --------------------------------------------------------------------------------------------------------
+
+
+def small() -> FloatProgram:
+    """One of each kind of operation, in few words."""
+    image = (2, 4, 4)
+    ones, one = torch.ones(2), torch.ones(2, 2, 1, 1)
+    operations = (
+        Convolution(1, (0, 0), 0, 6, weights=one, bias=ones),
+        WinogradConvolution(
+            2, (1, 0), weights=torch.ones(3, 2, 2), bias=ones, positions=(0, 5, 10), m=2, padding=(1, 1)
+        ),
+        Addition(3, (1, 2)),
+        Scaling(4, (3,), -1, scale=ones, shift=ones),
+        MaxPool(5, (4,), kernel=(3, 3), stride=(1, 1), padding=(1, 1)),
+        AveragePool(6, (5,), kernel=(3, 3), stride=(1, 1), padding=(1, 1)),
+        Concatenation(7, (6, 6)),
+        Slice(8, (7,), start=(0, 1, 0), stop=(4, 4, 4), step=(2, 2, 1)),
+        Padding(9, (8,), before=(0, 1, 0), after=(0, 1, 0)),
+    )
+    return FloatProgram(0, 9, (*[image] * 7, (4, 4, 4), (2, 2, 4), image), operations)
+
+
+SMALL_INPUT = torch.linspace(-2, 2, 64).reshape(2, 2, 4, 4)
+
+
+def test_the_small_program_is_none_of_those_refused(compiled: str) -> None:
+    prepared = OPERATORS.prepare_float_network(small().to_tensor())
+
+    output = OPERATORS.float_network_prepared(SMALL_INPUT, prepared, 32)
+    assert_close(output, float_reference.run(small(), SMALL_INPUT.double()).float())
+    assert set(kinds(small())) == set(KINDS)
+
+
+def assert_refused(packed: Tensor) -> None:
+    with pytest.raises((RuntimeError, ValueError)) as refused:
+        OPERATORS.prepare_float_network(packed)
+    assert " " in str(refused.value).strip()
+
+
+def test_a_program_that_ends_too_early_or_late_is_refused(compiled: str) -> None:
+    packed = small().to_tensor()
+    for length in range(0, len(packed), 4):
+        assert_refused(packed[:length])
+    for length in (1, 2, 3, 25, len(packed) - 1):
+        assert_refused(packed[:length])
+    assert_refused(torch.cat([packed, packed.new_zeros(4)]))
+
+
+@pytest.mark.parametrize("word", [-(2**31), -1, 0, 7, 2**31 - 1])
+def test_wrong_words_end_in_sentences_or_do_no_harm(word: int, compiled: str) -> None:
+    packed = small().to_tensor()
+    for place in range(len(packed) // 4):
+        words = packed.view(torch.int32).clone()
+        words[place] = word
+        try:
+            prepared = OPERATORS.prepare_float_network(words.view(torch.uint8))
+        except RuntimeError as error:
+            assert " " in str(error)  # noqa: PT017
+            continue
+        with suppress(RuntimeError):  # where the network now has another input or output
+            OPERATORS.float_network_prepared(SMALL_INPUT, prepared, 32)
+
+
+@pytest.mark.parametrize(
+    ("input", "outputs"),
+    [
+        (torch.zeros(2, 4, 4), 32), (torch.zeros(1, 3, 4, 4), 32), (torch.zeros(1, 2, 5, 4), 32),
+        (torch.zeros(1, 2, 4, 3), 32), (torch.zeros(1, 2, 4, 4), 31), (torch.zeros(1, 2, 4, 4), 0),
+        (torch.zeros(1, 2, 4, 4), 2**40), (torch.zeros(1, 2, 4, 4).double(), 32), (torch.zeros(1, 2, 4, 4).half(), 32),
+        (torch.zeros(1, 2, 4, 4).int(), 32), (torch.zeros(0, 3, 4, 4), 32),
+    ],
+)  # fmt: skip
+def test_wrong_inputs_are_refused(input: Tensor, outputs: int, compiled: str) -> None:
+    prepared = OPERATORS.prepare_float_network(small().to_tensor())
+
+    with pytest.raises((RuntimeError, ValueError, TypeError), match=r"input|outputs"):
+        OPERATORS.float_network_prepared(input, prepared, outputs)
+
+
+def test_what_was_not_prepared_here_is_refused(compiled: str) -> None:
+    prepared = OPERATORS.prepare_float_network(small().to_tensor())
+    integers = torch.zeros_like(prepared)
+
+    for wrong in (prepared[:-4], prepared[:0], prepared[4:], prepared.int(), integers, small().to_tensor()):
+        with pytest.raises((RuntimeError, ValueError)) as refused:
+            OPERATORS.float_network_prepared(SMALL_INPUT, wrong, 32)
+        assert " " in str(refused.value)
+
+
+@compiled_only
+def test_plain_torch_refuses_what_was_prepared_for_compiled_code() -> None:
+    network = PreparedFloatNetwork(small().to_tensor(), (2, 4, 4))
+
+    with library.force(library.REFERENCE), pytest.raises(RuntimeError, match="prepare the network again"):
+        network(SMALL_INPUT)
+
+
+def test_plain_torch_says_that_it_runs_no_whole_networks() -> None:
+    packed = small().to_tensor()
+
+    with pytest.raises(NotImplementedError, match="prepare the network again"):
+        float_operators.DEFAULTS["prepare_float_network"](packed)
+    with pytest.raises(NotImplementedError, match="prepare the network again"):
+        float_operators.DEFAULTS["float_network_prepared"](SMALL_INPUT, packed, 32)
+
+
+@pytest.mark.parametrize(
+    ("input", "prepared", "outputs", "error", "words"),
+    [
+        (torch.zeros(2, 4, 4), torch.zeros(4, dtype=torch.uint8), 1, ValueError, "also for a single image"),
+        (torch.zeros(1, 2, 4, 4).half(), torch.zeros(4, dtype=torch.uint8), 1, TypeError, "pass float32"),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(4), 1, ValueError, "of uint8"),
+        (torch.zeros(1, 2, 4, 4), torch.zeros(4, dtype=torch.uint8), 0, ValueError, "outputs is 0"),
+    ],
+    ids=["dimensions", "type", "bytes", "outputs"],
+)  # fmt: skip
+def test_shapes_are_checked_when_traced(
+    input: Tensor, prepared: Tensor, outputs: int, error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        float_operators.FAKES["float_network_prepared"](input, prepared, outputs)
+
+
+@pytest.mark.parametrize("name", float_operators.SCHEMAS)
+def test_operator_passes_opcheck(name: str, compiled: str) -> None:
+    packed = small().to_tensor()
+    prepared = OPERATORS.prepare_float_network(packed)
+    arguments = {"prepare_float_network": (packed,), "float_network_prepared": (SMALL_INPUT, prepared, 32)}
+
+    torch.library.opcheck(getattr(OPERATORS, name), arguments[name])
+
+
+@pytest.mark.usefixtures("compiled")
+def test_one_call_compiles_as_one_graph() -> None:
+    for function in (lambda n, x: n.conv(x).relu(), lambda n, x: n.conv(x).mean((2, 3))):
+        prepared = winograd.prepare(exported(Computes(function), images()))
+        compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager")
+
+        for x in (images(), torch.cat([images(), images()])):
+            with torch.inference_mode():
+                assert_close(compiled(x), prepared(x))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_autocast_computes_in_float32() -> None:
+    prepared = winograd.prepare(exported(Computes(lambda n, x: n.conv(x)), images()))
+    x = images().bfloat16()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        output = prepared(x)
+
+    assert output.dtype == torch.float32
+    assert torch.equal(output, prepared(x.float()))
+
+
+@pytest.mark.usefixtures("compiled")
+def test_there_are_no_gradients() -> None:
+    prepared = winograd.prepare(exported(Computes(lambda n, x: n.conv(x)), images()))
+
+    assert not prepared(images().requires_grad_()).requires_grad
