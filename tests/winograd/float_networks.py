@@ -5,12 +5,16 @@ import random
 import torch
 from torch import Tensor
 from winograd.float_program import (
+    Activation,
     Addition,
     AveragePool,
     Concatenation,
     Convolution,
     FloatProgram,
+    Function,
     MaxPool,
+    Multiplication,
+    NearestUpsample,
     Operation,
     Padding,
     Pair,
@@ -48,6 +52,9 @@ class _Network:
             self.pool,
             self.concatenation,
             self.slice,
+            self.upsample,
+            self.multiplication,
+            self.activation,
             self.padding,
         ]
         if min(self.values[-1][1:]) >= 3:
@@ -155,6 +162,20 @@ class _Network:
     def cut(self, size: int) -> tuple[int, int, int]:
         start = self.random.randint(0, size // 3)
         return start, self.random.randint(max(start + 1, size - 1), size), self.random.choice((1, 1, 2))
+
+    def upsample(self, x: int, output: int) -> None:
+        c, h, w = self.values[x]
+        scale = self.random.choice([(1, 1), (2, 1), (1, 3)] if max(h, w) < LARGEST_SIDE else [(1, 1)])
+        self.put(NearestUpsample(output, (x,), scale=scale), (c, h * scale[0], w * scale[1]))
+
+    def multiplication(self, x: int, output: int) -> None:
+        shape = self.values[x]
+        others = [number for number, value in enumerate(self.values) if value in (shape, (shape[0], 1, 1))]
+        self.put(Multiplication(output, (x, self.random.choice(others))), shape)
+
+    def activation(self, x: int, output: int) -> None:
+        function = self.random.choice(list(Function))
+        self.put(Activation(output, (x,), function=function, slope=0.1), self.values[x])
 
     def padding(self, x: int, output: int) -> None:
         ends = [self.random.randint(0, 1 if size < LARGEST_SIDE else 0) for size in (*self.values[x], *self.values[x])]

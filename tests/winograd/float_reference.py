@@ -7,12 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from winograd.float_program import (
+    Activation,
     Addition,
     AveragePool,
     Concatenation,
     Convolution,
     FloatProgram,
+    Function,
     MaxPool,
+    Multiplication,
+    NearestUpsample,
     Operation,
     Padding,
     Scaling,
@@ -73,6 +77,16 @@ def _compute(operation: Operation, sources: list[Tensor]) -> Tensor:
                 operation.padding,
                 count_include_pad=operation.counts_padding,
             )
+        case NearestUpsample():
+            return functional.interpolate(x, scale_factor=operation.scale, mode="nearest")
+        case Multiplication():
+            assert residual is not None
+            return x * residual
+        case Activation(function=Function.LEAKY_RELU):
+            return functional.leaky_relu(x, operation.slope)
+        case Activation():
+            computed: Tensor = getattr(torch.ops.aten, operation.function.name.lower())(x)
+            return computed
         case Concatenation():
             return torch.cat(sources, dim=1)
         case Slice():

@@ -17,12 +17,16 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 from winograd.float_program import (
     KINDS,
+    Activation,
     Addition,
     AveragePool,
     Concatenation,
     Convolution,
     FloatProgram,
+    Function,
     MaxPool,
+    Multiplication,
+    NearestUpsample,
     Operation,
     Padding,
     Scaling,
@@ -113,8 +117,18 @@ def residual_after(n: Any, x: Tensor) -> Tensor:
     return total
 
 
-Function = Callable[..., Any]
-Case = tuple[Function, dict[str, Callable[[], nn.Module]], list[type[Operation]]]
+class Scale(nn.Module):
+    """Numbers that never change: of channels of images, and of all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.linspace(-1, 1, 4).reshape(1, 4, 1, 1))
+        self.register_buffer("factor", torch.linspace(1, 2, 4).reshape(4, 1, 1))
+        self.register_buffer("all", torch.tensor(0.25))
+        self.register_buffer("columns", torch.linspace(1, 2, 9))
+
+
+Case = tuple[Callable[..., Any], dict[str, Callable[[], nn.Module]], list[type[Operation]]]
 
 C, W, A, S = Convolution, WinogradConvolution, Addition, Scaling
 WRITTEN: dict[str, Case] = {
@@ -197,6 +211,21 @@ WRITTEN: dict[str, Case] = {
     "slices from the end": (lambda n, x: x[:, -3:-1, -20:4], {}, [Slice]),
     "slice read twice": (lambda n, x: read_twice(x[:, :, ::2]), {}, [Slice, S, A]),
     "slice of vectors": (lambda n, x: x.mean((2, 3))[:, 1:3], {}, [AveragePool, Slice]),
+    "leaky relu": (lambda n, x: functional.leaky_relu(x, 0.25), {}, [Activation]),
+    "sigmoid": (lambda n, x: (8 * x).sigmoid(), {}, [S, Activation]),
+    "silu, in place": (lambda n, x: functional.silu(n.conv(x), inplace=True), {}, [W, Activation]),
+    "tanh of vectors": (lambda n, x: x.mean((2, 3)).tanh(), {}, [AveragePool, Activation]),
+    "hardsigmoid": (lambda n, x: functional.hardsigmoid(4 * x), {}, [S, Activation]),
+    "hardswish": (lambda n, x: functional.hardswish(4 * x), {}, [S, Activation]),
+    "multiplication": (lambda n, x: x * x.relu(), {}, [S, Multiplication]),
+    "multiplication by a number a channel": (
+        lambda n, x: x.mean((2, 3), keepdim=True).sigmoid() * x, {}, [AveragePool, Activation, Multiplication]),
+    "numbers": (lambda n, x: (x - 0.5) / 4, {}, [S, S]),
+    "numbers after a convolution": (lambda n, x: (n.conv(x) * 0.5 + 2).relu(), {}, [W]),
+    "numbers of channels": (lambda n, x: (x - n.scale.mean) * n.scale.factor, {"scale": Scale}, [S, S]),
+    "numbers of vectors": (lambda n, x: n.scores(x.flatten(1)) * n.scale.all, {"scores": lambda: linear(324), "scale": Scale}, [C]),
+    "upsampling": (lambda n, x: functional.interpolate(x, scale_factor=(2, 3)), {}, [NearestUpsample]),
+    "upsampling to a size": (lambda n, x: functional.interpolate(x, size=(18, 9)), {}, [NearestUpsample]),
     "padding": (lambda n, x: functional.pad(x, (1, 0, 0, 2)), {}, [Padding]),
     "padding of channels": (lambda n, x: functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3)), {}, [Slice, Padding]),
 }  # fmt: skip
@@ -288,16 +317,24 @@ def transposed() -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(4, 4, 3)
 
 
-REFUSED: dict[str, tuple[Function, dict[str, Callable[[], nn.Module]], str]] = {
-    "another operator": (lambda n, x: n.conv(x).sigmoid(), {}, r"aten\.sigmoid\.default isn't among the operators"),
+REFUSED: dict[str, tuple[Callable[..., Any], dict[str, Callable[[], nn.Module]], str]] = {
+    "another operator": (lambda n, x: n.conv(x).erf(), {}, r"aten\.erf\.default isn't among the operators"),
     "two outputs": (lambda n, x: (n.conv(x), x.relu()), {}, "2 outputs"),
     "an image of a batch": (lambda n, x: n.conv(x[:1]), {}, "sizes that don't change behind N"),
     "images taken from the batch": (lambda n, x: x.flatten(0, 1), {}, "N"),
     "an addition with a factor": (lambda n, x: torch.add(n.conv(x), x, alpha=2), {}, "adds other than two images"),
     "an addition that broadcasts": (lambda n, x: n.conv(x) + x.mean((2, 3), True), {}, "adds other than two images"),
-    "an addition of a number": (lambda n, x: n.conv(x) + 1, {}, "1 is none of its images"),
+    "numbers of columns": (lambda n, x: n.conv(x) * n.scale.columns, {"scale": Scale}, "one number for each channel"),
+    "numbers less an image": (lambda n, x: 1 - n.conv(x), {}, "isn't among the operators"),
+    "a division by an image": (lambda n, x: n.conv(x) / x, {}, "divides by what is computed"),
+    "a difference of images": (lambda n, x: n.conv(x) - x, {}, "subtracts what is computed"),
+    "a multiplication by rows": (lambda n, x: n.conv(x) * x.mean(3, True), {}, "other dimensions"),
+    "a multiplication by other pixels": (lambda n, x: n.conv(x) * x[:, :1], {}, "multiplies other than images"),
+    "upsampling by halves": (lambda n, x: functional.interpolate(x, scale_factor=1.5), {}, "no whole multiple"),
+    "bilinear upsampling": (
+        lambda n, x: functional.interpolate(x, scale_factor=2, mode="bilinear"), {}, "isn't among the operators"),
     "weights that are computed": (
-        lambda n, x: winograd.conv2d(x, n.conv.weights * 2, KEPT, 4, 1), {}, "mul"),
+        lambda n, x: winograd.conv2d(x, n.conv.weights * 2, KEPT, 4, 1), {}, "none of its images"),
     "written into the input": (lambda n, x: x.relu_(), {}, "writes into what something else may read"),
     "written into what is read": (lambda n, x: read_after(n.conv(x)), {}, "writes into"),
     "written into a slice": (lambda n, x: into_a_slice(n.conv(x)), {}, "writes into"),
@@ -407,6 +444,9 @@ LAID_OUT: dict[str, tuple[Operation, list[int]]] = {
     "Slice": (
         Slice(1, (0,), start=(0, 1, 2), stop=(1, 4, 5), step=(3, 4, 5)), [8, 1, 1, 0, 0, 1, 2, 1, 4, 5, 3, 4, 5]),
     "Padding": (Padding(1, (0,), before=(1, 2, 3), after=(4, 5, 6)), [9, 1, 1, 0, 1, 2, 3, 4, 5, 6]),
+    "NearestUpsample": (NearestUpsample(1, (0,), scale=(2, 3)), [10, 1, 1, 0, 2, 3]),
+    "Multiplication": (Multiplication(1, (0, 0)), [11, 1, 2, 0, 0]),
+    "Activation": (Activation(1, (0,), function=Function.SILU, slope=0.5), [12, 1, 1, 0, 2, *bits(0.5)]),
 }  # fmt: skip
 
 
@@ -590,6 +630,20 @@ def test_a_copy_gives_the_same() -> None:
     assert torch.equal(copy.deepcopy(network)(SMALL_INPUT), network(SMALL_INPUT))
 
 
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("function", list(Function))
+def test_functions_are_right_wherever_they_are_taken(function: Function) -> None:
+    x = torch.cat([torch.linspace(-100, 100, 4001), torch.tensor([0.0, -0.0, math.inf, math.nan, 1e-30])])[
+        None, None, None
+    ]
+    program = FloatProgram(0, 1, ((1, 1, x.numel()),) * 2, (Activation(1, (0,), function=function, slope=0.1),))
+
+    found = PreparedFloatNetwork(program.to_tensor(), (x.numel(),))(x)
+
+    expected = float_reference.run(program, x.double()).float()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=2e-7, equal_nan=True)
+
+
 # ---- Which networks are ---------------------------------------------------------------------------------------------------
 
 
@@ -604,10 +658,10 @@ def test_a_network_says_that_it_is_one_call() -> None:
 
 @compiled_only
 def test_a_network_says_why_it_is_not_one_call() -> None:
-    prepared = winograd.prepare(exported(Computes(lambda n, x: n.conv(x).sigmoid()), images()))
+    prepared = winograd.prepare(exported(Computes(lambda n, x: n.conv(x).erf()), images()))
 
     assert not prepared.in_one_call
-    assert prepared.why_not_in_one_call == "aten.sigmoid.default isn't among the operators of one call"
+    assert prepared.why_not_in_one_call == "aten.erf.default isn't among the operators of one call"
     assert f"operator by operator: {prepared.why_not_in_one_call}" in repr(prepared)
 
 
@@ -665,8 +719,11 @@ def small() -> FloatProgram:
         Concatenation(7, (6, 6)),
         Slice(8, (7,), start=(0, 1, 0), stop=(4, 4, 4), step=(2, 2, 1)),
         Padding(9, (8,), before=(0, 1, 0), after=(0, 1, 0)),
+        Activation(10, (9,), function=Function.SILU),
+        Multiplication(11, (10, 9)),
+        NearestUpsample(12, (11,), scale=(1, 1)),
     )
-    return FloatProgram(0, 9, (*[image] * 7, (4, 4, 4), (2, 2, 4), image), operations)
+    return FloatProgram(0, 12, (*[image] * 7, (4, 4, 4), (2, 2, 4), *[image] * 4), operations)
 
 
 SMALL_INPUT = torch.linspace(-2, 2, 64).reshape(2, 2, 4, 4)

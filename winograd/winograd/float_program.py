@@ -17,6 +17,7 @@ It is made when a network is prepared, and stands in no file. Whoever reads it c
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import assert_never
 
 import torch
@@ -150,8 +151,50 @@ class Padding(_Operation):
     after: Shape
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class NearestUpsample(_Operation):
+    """Every pixel `scale` times in each direction."""
+
+    scale: Pair
+
+
+@dataclass(frozen=True, eq=False)
+class Multiplication(_Operation):
+    """`a * b`, of one shape, or b of [C, 1, 1]."""
+
+
+class Function(IntEnum):
+    """What an activation computes; the names are torch's."""
+
+    LEAKY_RELU = 0
+    SIGMOID = 1
+    SILU = 2
+    TANH = 3
+    HARDSIGMOID = 4
+    HARDSWISH = 5
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Activation(_Operation):
+    """A function of each number; `slope` is that of a leaky ReLU below zero."""
+
+    function: Function
+    slope: float = 0.0
+
+
 Operation = (
-    Convolution | WinogradConvolution | Addition | Scaling | MaxPool | AveragePool | Concatenation | Slice | Padding
+    Convolution
+    | WinogradConvolution
+    | Addition
+    | Scaling
+    | MaxPool
+    | AveragePool
+    | Concatenation
+    | Slice
+    | Padding
+    | NearestUpsample
+    | Multiplication
+    | Activation
 )
 
 KINDS: dict[type[Operation], int] = {
@@ -164,6 +207,9 @@ KINDS: dict[type[Operation], int] = {
     Concatenation: 7,
     Slice: 8,
     Padding: 9,
+    NearestUpsample: 10,
+    Multiplication: 11,
+    Activation: 12,
 }
 
 
@@ -198,7 +244,12 @@ def _words_of(operation: Operation) -> Iterator[Tensor]:
             yield _words([*operation.start, *operation.stop, *operation.step])
         case Padding():
             yield _words([*operation.before, *operation.after])
-        case Concatenation():
+        case NearestUpsample():
+            yield _words(operation.scale)
+        case Activation():
+            yield _words([operation.function])
+            yield _numbers(torch.tensor([operation.slope]))
+        case Concatenation() | Multiplication():
             pass
         case _:
             assert_never(operation)

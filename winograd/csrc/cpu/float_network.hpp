@@ -21,7 +21,11 @@ inline constexpr int64_t kWorthSharing = 400'000;  // multiplications; below tha
 
 enum Kind : int32_t {
   kConvolution = 1, kWinogradConvolution, kAddition, kScaling, kMaxPool, kAveragePool, kConcatenation, kSlice, kPadding,
+  kNearestUpsample, kMultiplication, kActivation,
 };
+
+// Of kActivation.
+enum Function : int32_t { kLeakyRelu, kSigmoid, kSilu, kTanh, kHardSigmoid, kHardSwish };
 
 struct Value {
   int32_t channels, height, width;
@@ -40,7 +44,8 @@ struct Step {
   int32_t kernel[2], stride[2], padding[2], dilation[2];
   int32_t groups, counts_padding;
   float low, high;     // what is written is clamped to them
-  int32_t numbers[9];  // of slices and paddings
+  int32_t numbers[9];  // of slices and paddings, scales, and the function of an activation
+  float slope;         // of a leaky ReLU
   int64_t sources, source_count;
   int64_t multiplications;   // for one image
   int64_t weights, bias;     // places; of a scaling: its factors and what is added

@@ -37,10 +37,10 @@ class Program : public Shapes<Value, Step> {
   Operation read_operation() {
     Operation made;
     Step &step = made.step;
-    step.kind = reader_.between(kConvolution, kPadding, "kind of operation");
+    step.kind = reader_.between(kConvolution, kActivation, "kind of operation");
     step.output = read_output();
     const bool may_add = step.kind == kConvolution || step.kind == kWinogradConvolution;
-    const int64_t least = step.kind == kAddition ? 2 : 1;
+    const int64_t least = step.kind == kAddition || step.kind == kMultiplication ? 2 : 1;
     made.sources = read_sources(least, step.kind == kConcatenation ? kMostValues : may_add ? 2 : least);
     step.source = made.sources[0];
     step.source_count = static_cast<int64_t>(made.sources.size());
@@ -48,7 +48,7 @@ class Program : public Shapes<Value, Step> {
     step.low = -INFINITY, step.high = INFINITY;
     step.groups = step.dilation[0] = step.dilation[1] = 1;
     read_the_rest(made);
-    if (step.second >= 0) require_alike(step.second, step.output);
+    if (step.second >= 0 && step.kind != kMultiplication) require_alike(step.second, step.output);
     exists_[step.output] = true;
     return made;
   }
@@ -85,7 +85,20 @@ class Program : public Shapes<Value, Step> {
         return require_shape(step.output, channels, to.height, to.width);
       }
       case kSlice: return read_slice(step);
-      default: return read_padding(step);
+      case kPadding: return read_padding(step);
+      case kNearestUpsample:
+        for (int i = 0; i < 2; ++i) step.numbers[i] = reader_.between(1, kMostSide, "scale");
+        return require_shape(step.output, from.channels, int64_t{from.height} * step.numbers[0], int64_t{from.width} * step.numbers[1]);
+      case kMultiplication: {
+        const Value &second = values[step.second];
+        if (second.height != 1 || second.width != 1) require_alike(step.second, step.source);
+        require_shape(step.second, from.channels, second.height, second.width);
+        return require_alike(step.source, step.output);
+      }
+      default:  // an activation
+        step.numbers[0] = reader_.between(kLeakyRelu, kHardSwish, "function");
+        step.slope = reader_.number();
+        return require_alike(step.source, step.output);
     }
   }
 

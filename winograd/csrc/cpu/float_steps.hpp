@@ -363,6 +363,80 @@ inline void run_padding(const Images &images, const Step &step) {
   }
 }
 
+inline void run_upsample(const Images &images, const Step &step) {
+  const Value &of = images.network->value(step.source), &made = images.network->value(step.output);
+  const float *from = images.tensor(step.source);
+  float *to = images.tensor(step.output);
+  for (int64_t row = 0; row < images.count * of.height; ++row, from += int64_t{of.width} * of.channels)
+    for (int64_t y = 0; y < step.numbers[0]; ++y)
+      for (int64_t x = 0; x < made.width; ++x, to += made.channels) copy(to, from + x / step.numbers[1] * of.channels, of.channels);
+}
+
+// By a tensor of the same shape, or by one number for each channel of an image.
+inline void run_multiplication(const Images &images, const Step &step) {
+  const Value &of = images.network->value(step.source), &by = images.network->value(step.second);
+  const float *a = images.tensor(step.source), *b = images.tensor(step.second);
+  float *to = images.tensor(step.output);
+  const int64_t pixels = int64_t{of.height} * of.width, step_of_b = by.numbers() == of.numbers() ? of.channels : 0;
+  for (int64_t image = 0; image < images.count; ++image) {
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, a += of.channels, b += step_of_b, to += of.channels)
+      for_vectors(of.channels, [&](int64_t channel, int64_t lanes) WINOGRAD_INLINE_LAMBDA {
+        const Vector product = Convolver::load_some_of(a + channel, lanes) * Convolver::load_some_of(b + channel, lanes);
+        Convolver::store_some_of(to + channel, product, lanes);
+      });
+    if (step_of_b == 0) b += of.channels;
+  }
+}
+
+// e^x within 2 ulp, by e^x = 2^n e^r with |r| <= ln 2 / 2 and a polynomial of degree 6 (Cephes, expf). Beyond what float32 holds,
+// the largest or smallest number that is normal; a NaN stays one.
+WINOGRAD_INLINE Vector exponential(Vector x) {
+  typedef uint32_t Bits __attribute__((vector_size(WINOGRAD_LANES * sizeof(uint32_t))));
+  const Vector lowest = broadcast(-87.0f), highest = broadcast(88.0f);
+  x = at_least(x, lowest);
+  x = x > highest ? highest : x;
+  const float to_integers = 12582912.0f;  // 1.5 * 2^23, above which float32 has integers alone
+  const Vector shifted = x * 1.44269504f + to_integers, n = shifted - to_integers;
+  const Vector r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  Vector power = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  power = power * r + 8.3334519073e-3f;
+  power = power * r + 4.1665795894e-2f;
+  power = power * r + 1.6666665459e-1f;
+  power = power * r + 5.0000001201e-1f;
+  power = power * r * r + r + 1.0f;
+  const Bits exponent = (reinterpret_cast<const Bits &>(shifted) + 127u) << 23;  // n stands in the lowest bits of `shifted`
+  return power * reinterpret_cast<const Vector &>(exponent);
+}
+
+WINOGRAD_INLINE Vector sigmoid(Vector x) { return 1.0f / (1.0f + exponential(-x)); }
+
+template <class Of>
+WINOGRAD_INLINE void map(const Images &images, const Step &step, const Of &of) {
+  const float *const from = images.tensor(step.source);
+  float *const to = images.tensor(step.output);
+  const int64_t count = images.count * images.network->value(step.output).numbers();
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t lanes = smaller<int64_t>(kLanes, count - i);
+    Convolver::store_some_of(to + i, of(Convolver::load_some_of(from + i, lanes)), lanes);
+  }
+}
+
+inline void run_activation(const Images &images, const Step &step) {
+  const auto hard_sigmoid = [](Vector x) WINOGRAD_INLINE_LAMBDA {
+    const Vector raised = at_least(x + 3.0f, Vector{});
+    return (raised > 6.0f ? broadcast(6.0f) : raised) / 6.0f;
+  };
+  switch (step.numbers[0]) {
+    case kLeakyRelu:
+      return map(images, step, [&](Vector x) WINOGRAD_INLINE_LAMBDA { return x < 0.0f ? x * step.slope : x; });
+    case kSigmoid: return map(images, step, [](Vector x) WINOGRAD_INLINE_LAMBDA { return sigmoid(x); });
+    case kSilu: return map(images, step, [](Vector x) WINOGRAD_INLINE_LAMBDA { return x * sigmoid(x); });
+    case kTanh: return map(images, step, [](Vector x) WINOGRAD_INLINE_LAMBDA { return 2.0f * sigmoid(2.0f * x) - 1.0f; });
+    case kHardSigmoid: return map(images, step, hard_sigmoid);
+    case kHardSwish: return map(images, step, [&](Vector x) WINOGRAD_INLINE_LAMBDA { return x * hard_sigmoid(x); });
+  }
+}
+
 void run(const Images &images, const Step &step) {
   switch (step.kind) {
     case kConvolution: return run_convolution(images, step);
@@ -373,6 +447,9 @@ void run(const Images &images, const Step &step) {
     case kConcatenation: return run_concatenation(images, step);
     case kSlice: return run_slice(images, step);
     case kPadding: return run_padding(images, step);
+    case kNearestUpsample: return run_upsample(images, step);
+    case kMultiplication: return run_multiplication(images, step);
+    case kActivation: return run_activation(images, step);
   }
 }
 
