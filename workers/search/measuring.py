@@ -109,13 +109,17 @@ class Measuring:
     def _latency_ms(self, recipe: tuple[Step, ...], state: State, path: Path, output: OutputFormat) -> float | None:
         """What the original took once, over how many times faster this file is by turns with it.
 
-        So candidates can be compared, however busy the machine was with others when each was timed.
+        So candidates can be compared, however busy the machine was with others when each was timed. It is the fastest tenth of
+        the runs that is compared: others at work interrupt long runs more than short ones, so that among medians a candidate
+        looks better the busier its time was.
         """
         found = self._verification(state, path, output)
         if not recipe:
             return None if found.latency is None else found.latency.median_ms
         original = self.original().latency_ms
-        return None if original is None or found.speedup is None else original / found.speedup
+        if original is None or found.latency is None or found.latency_original is None:
+            return None
+        return original * found.latency.p10_ms / found.latency_original.p10_ms
 
     def _verification(self, state: State, path: Path, output: OutputFormat) -> Verified:
         """In a fresh process, by turns with the original, as the delivered file will be."""
