@@ -12,3 +12,10 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """The name of the implementation that runs now: plain torch, and the compiled ones that this processor can run."""
     with library.force(request.param):
         yield request.param
+
+
+@pytest.fixture(scope="module", params=library.variants())
+def compiled(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the compiled implementation that runs now; each that this processor can run."""
+    with library.force(request.param):
+        yield request.param

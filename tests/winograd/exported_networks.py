@@ -1,10 +1,14 @@
 """Networks with Winograd convolutions, as torch.export gives them: what `winograd.prepare` is tested on."""
 
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from winograd.float_program import FloatProgram, Operation
+from winograd.fuse_epilogues import fuse_epilogues
+from winograd.write_float_program import write_float_program
 
 from winograd import WinogradConv2d
 
@@ -95,3 +99,21 @@ def residual_network() -> nn.Module:
     with torch.no_grad():
         network(torch.randn(16, 3, 32, 32))  # so that the batch norms know something
     return network.eval()
+
+
+def program_of(network: fx.GraphModule) -> tuple[FloatProgram, tuple[int, ...]]:
+    """What `prepare` would write, and the shape that comes out."""
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(network.graph, {}))
+    graph.eliminate_dead_code(lambda node: node.op == "call_module" or node.is_impure())
+    fuse_epilogues(graph)
+    names = {str(node.target) for node in graph.nodes if node.op in ("get_attr", "call_module")}
+    return write_float_program(graph, {name: attrgetter(name)(network) for name in names})
+
+
+def kinds(program: FloatProgram) -> list[type[Operation]]:
+    return [type(operation) for operation in program.operations]
+
+
+def assert_close(given: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-4)
