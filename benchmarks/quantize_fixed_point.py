@@ -6,6 +6,7 @@
     python -m benchmarks.quantize_fixed_point rivals      table 4: one power of two a tensor, and ONNX Runtime's own quantization
     python -m benchmarks.quantize_fixed_point elsewhere   the same for NNCF and torchao, in an environment of their own
     python -m benchmarks.quantize_fixed_point spread      table 5: SQNR where channels differ, per channel and per layer
+    python -m benchmarks.quantize_fixed_point additions   table 6: additions of residuals with and without shifts
 
 ResNet-20 on CIFAR-10, or another network with --network or --model. Needs the folder of models and images that WINNOW_DATA names.
 Calibration images, and those that decisions are made on, come from the training set; the 5,000 test images only measure. Changes
@@ -81,6 +82,7 @@ def main() -> None:
             shown += ", batch norms folded in before" if is_folded else ""
             _print(bench, 8, 8, shown, right, f"8 | 32 | {time.monotonic() - started:.0f}")
     tables = {"widths": _widths, "rules": _rules, "training": _training, "rivals": _rivals, "spread": _spread}
+    tables["additions"] = _additions
     for weights, activations, step in tables[options.table](options):
         if options.bits and f"{weights}/{activations}" not in options.bits:
             continue
@@ -127,6 +129,13 @@ def _spread(_: argparse.Namespace) -> Iterator[tuple[int, int, dict[str, Any]]]:
             yield 8, 8, {"activation_lengths": lengths, "weight_lengths": planes, "align": "shift", **PLAIN}
         yield 8, 8, {"activation_lengths": lengths, "align": "retune_opt", "equalise": True, **PLAIN}
         yield 8, 8, {"activation_lengths": lengths, "align": "shift", "equalise": True, **PLAIN}
+
+
+def _additions(_: argparse.Namespace) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    for weights, activations in ((8, 8), (4, 8), (4, 4)):
+        for lengths in ("per_channel", "per_layer"):
+            for additions in ("shift", "tie"):
+                yield weights, activations, {"additions": additions, "activation_lengths": lengths}
 
 
 @dataclass(frozen=True)
@@ -290,6 +299,9 @@ def _print_row(bench: Bench, weights: int, activations: int, options: dict[str, 
         shown += "" if result.training.is_kept else " (not kept)"
     if shows_sqnr:
         shown += f", SQNR {np.mean([layer.output_sqnr_db for layer in result.layers]):.1f} dB"
+    if "additions" in options:
+        assert result.additions is not None
+        shown += f", {result.additions.shifted_channels} of {result.additions.channels} added channels shifted"
     stored, accumulator = (
         max(getattr(each, name) for each in result.layers) for name in ("stored_bits", "accumulator_bits")
     )
@@ -319,7 +331,7 @@ def _spread_channels(graph: ModelGraph, deviations: float, seed: int) -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=("widths", "rules", "training", "rivals", "elsewhere", "spread"))
+    parser.add_argument("table", choices=("widths", "rules", "training", "rivals", "elsewhere", "spread", "additions"))
     parser.add_argument(
         "--images", type=int, default=2000, help="that decisions are made on, and calibration images among them"
     )

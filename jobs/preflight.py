@@ -417,18 +417,9 @@ def _width_problems(pointer: str, step: QuantizeFixedPoint) -> list[Problem]:
 
 def _tile_problems(recipe: Sequence[Step]) -> list[Problem]:
     """Integers take Winograd convolutions of F(2x2, 3x3), whose filters keep the same positions."""
-    quantizing = [(index, step) for index, step in enumerate(recipe) if isinstance(step, QuantizeFixedPoint)]
-    if not quantizing or not any(isinstance(step, PruneWinograd) for step in recipe):
+    if not any(isinstance(step, QuantizeFixedPoint) for step in recipe):
         return []
-    problems = [
-        Problem(
-            f"/recipe/{index}/statistics",
-            "Distributions of transformed tiles can't be measured while a network of Winograd convolutions is trained.",
-            'Ask for "statistics": "calibration", and train in a step of its own.',
-        )
-        for index, step in quantizing
-        if step.statistics == "training"
-    ]
+    problems = []
     for index, step in enumerate(recipe):
         if isinstance(step, PruneWinograd) and step.tile != 2:
             problems.append(

@@ -337,6 +337,11 @@ class QuantizeFixedPoint(Schema):
         "weights (shift); weights are quantized at the length that makes them meet (retune), at the bias length that leaves the "
         "smallest error (retune_opt).",
     )
+    additions: Literal["shift", "tie"] = Field(
+        default="shift",
+        description="How the two operands of an addition (of a residual) meet: the one of the shorter length is shifted left, "
+        "which loses nothing (shift), or both get one length a channel, the shorter of the two, so that neither is shifted (tie).",
+    )
     rounding: Literal["nearest", "compensated"] = Field(
         default="compensated",
         description="Round each weight by itself, or one after the other, each making up for the errors of those before it on "

@@ -11,6 +11,7 @@ from workers.compression.fixed_point_emission import limits
 from workers.compression.fixed_point_plan import CARRIED, Plan, Planned, make_plan
 from workers.compression.fixed_point_rules import Expression
 from workers.compression.fixed_point_statistics import ChannelStatistics, Observer, observe
+from workers.compression.fixed_point_ties import tied
 from workers.compression.fixed_point_walk import images_that_fit
 from workers.compression.fold_batchnorm import fold_batchnorm
 from workers.fixed_point.coding import Coding
@@ -100,6 +101,8 @@ def choose_codings(
         codings[name] = Coding(
             expression.bits, expression.signed, tuple(int(n) for n in lengths.expand(channels).tolist())
         )
+    if step.additions == "tie":
+        return tied(plan, codings, [name for name in names if _is_pooled(plan, name, step)])
     return codings
 
 

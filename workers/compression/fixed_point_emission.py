@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from workers.compression.fixed_point_lengths import Lengths
+from workers.compression.fixed_point_moves import channels_of, padding_of, slice_of
 from workers.compression.fixed_point_plan import Plan, Planned, as_list
 from workers.compression.fixed_point_winograd import input_transform, output_transform
 from workers.fixed_point.coding import Coding
@@ -143,7 +144,7 @@ class Emission:
         sources = tuple(
             self._within(source, other, room) for source, other in zip(planned.sources, (b, a), strict=True)
         )
-        lengths = [self.coding(source).lengths for source in sources]
+        lengths = self._lengths_to_add(planned, [self.coding(source).lengths for source in sources])
         common = [max(pair) for pair in zip(*lengths, strict=True)]
         low, high = ranges(planned, coding)
         operation = Addition(
@@ -155,6 +156,15 @@ class Emission:
             high=high,
         )
         self._add(operation, coding)
+
+    def _lengths_to_add(self, planned: Planned, given: list[tuple[int, ...]]) -> list[tuple[int, ...]]:
+        """The operands' lengths; where one is nothing but zeros, which have any, the other's, so that neither is shifted."""
+        lengths = [list(each) for each in given]
+        for place, source in enumerate(planned.sources):
+            for channel, origin in enumerate(channels_of(self.plan, source)):
+                if origin is None:
+                    lengths[place][channel] = given[1 - place][channel]
+        return [tuple(each) for each in lengths]
 
     def _within(self, source: str, other: Coding, room: int) -> str:
         coding = self.coding(source)
@@ -242,10 +252,10 @@ class Emission:
             case "upsample":
                 operation = NearestUpsample(source, output, (after[1] // before[1], after[2] // before[2]))
             case "slice":
-                start, stop, step = _slice(node, before)
+                start, stop, step = slice_of(node, before)
                 operation, lengths = Slice(source, output, start, stop, step), lengths[start[0] : stop[0] : step[0]]
             case "pad":
-                front, back = _padding(node, before)
+                front, back = padding_of(node, before)
                 middle = (sorted(lengths)[len(lengths) // 2],)  # of channels that hold nothing but zeros
                 lengths = (*middle * front[0], *lengths, *middle * back[0])
                 operation = Padding(source, output, front, back)
@@ -381,25 +391,6 @@ def pair(value: object) -> tuple[int, int]:
 
 def _minus(a: tuple[int, ...] | list[int], b: tuple[int, ...] | list[int]) -> tuple[int, ...]:
     return tuple(x - y for x, y in zip(a, b, strict=True))
-
-
-def _slice(node: fx.Node, shape: Shape) -> tuple[Shape, Shape, Shape]:
-    dimension, start, stop, step = (int(str(number)) for number in node.args[1:5])
-    place = (dimension % 4 if dimension >= 0 else dimension + 4) - 1
-    begin, end, stride = slice(start, stop, step).indices(shape[place])
-    starts, stops, steps = [0, 0, 0], list(shape), [1, 1, 1]
-    starts[place], stops[place], steps[place] = begin, end, stride
-    return _shape(starts), _shape(stops), _shape(steps)
-
-
-def _padding(node: fx.Node, shape: Shape) -> tuple[Shape, Shape]:
-    amounts = [int(str(number)) for number in as_list(node.args[1])]
-    amounts += [0] * (2 * len(shape) - len(amounts))
-    return _shape(amounts[0::2][::-1]), _shape(amounts[1::2][::-1])
-
-
-def _shape(sizes: list[int]) -> Shape:
-    return (sizes[0], sizes[1], sizes[2])
 
 
 def _function_name(node: fx.Node) -> str:

@@ -3,7 +3,7 @@
 Batches are merged by the update formulas of Chan et al. (1979) and Pébay (2008), so memory doesn't grow with the images.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,35 +149,51 @@ class Observer:
 
 
 @dataclass(frozen=True, eq=False)
+class Place:
+    """Where a tensor is seen in a network that learns: behind a node of it, as it is or after `view`."""
+
+    node: str
+    name: str  # the tensor's, for the observer
+    view: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class _Watch:
     """Stands behind a node of a network that learns, and shows an observer what passes."""
 
     observer: Observer
-    name: str
+    places: tuple[Place, ...]
 
     @property
     def __name__(self) -> str:  # fx calls nodes after their functions
         return "watch"
 
     def __call__(self, values: Tensor) -> Tensor:
-        self.observer.see(self.name, values)
+        for place in self.places:
+            self.observer.see(place.name, values if place.view is None else place.view(values.detach()))
         return values
 
 
-def observed_while(train: Callable[[ModelGraph], ModelGraph], graph: ModelGraph, observer: Observer) -> ModelGraph:
+def observed_while(
+    train: Callable[[ModelGraph], ModelGraph], graph: ModelGraph, observer: Observer, places: Sequence[Place] = ()
+) -> ModelGraph:
     """What `train` makes of `graph`, with the observer seeing what passes through the network while it learns (F-2).
 
-    The observer names nodes of the network with folded batch norms: where a layer's is still there, it is that one's output.
+    The observer, or `places`, name nodes of the network with folded batch norms: where a layer's is still there, it is that
+    one's output.
     """
+    wanted: dict[str, list[Place]] = {}
+    for place in places or (Place(name, name) for name in observer.names):
+        wanted.setdefault(place.node, []).append(place)
     watched = copy_graph(graph)
     for node in list(watched.module.graph.nodes):
-        if node.name not in observer.names:
+        if node.name not in wanted:
             continue
         users = list(node.users)
         is_folded = node.target in LAYER_OPERATORS and len(users) == 1 and users[0].target is aten.batch_norm.default
         last = users[0] if is_folded else node
         with watched.module.graph.inserting_after(last):
-            watch = watched.module.graph.call_function(_Watch(observer, node.name), ())
+            watch = watched.module.graph.call_function(_Watch(observer, tuple(wanted[node.name])), ())
         last.replace_all_uses_with(watch)
         watch.args = (last,)
     watched.module.recompile()

@@ -29,6 +29,7 @@ _SUM_BITS = 31  # of 32-bit accumulators, without the sign
 class Tiles:
     """The nodes of one Winograd convolution in standard operators, by name, and what they compute."""
 
+    convolution: str  # the node that it was before
     positions: tuple[int, ...]
     padding: tuple[int, int]
     before: tuple[str, ...]  # from the image to V
@@ -92,6 +93,7 @@ def _own_parameters(
         bias_name = _free(str(bias.target), taken)
         reshaped.update_arg(0, _stored(lowered, reshaped, bias_name, parameter(graph, str(bias.target)).detach()))
     return Tiles(
+        convolution=old.name,
         positions=tuple(positions),
         padding=(padding[0], padding[-1]),
         before=_between(nodes[made.image], nodes[made.positions]),

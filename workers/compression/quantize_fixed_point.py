@@ -11,16 +11,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from jobs.errors import RecipeRefused
 from jobs.recipe import QuantizeFixedPoint
 from workers.compression.finetune import OnProgress
 from workers.compression.fixed_point_codings import Calibration, Preparations, in_quantizable_form, prepare
+from workers.compression.fixed_point_places import places_of
 from workers.compression.fixed_point_plan import make_plan
 from workers.compression.fixed_point_simulation import simulate
 from workers.compression.fixed_point_statistics import Observer, observed_while
 from workers.compression.fixed_point_training import retrained
 from workers.compression.fixed_point_walk import FixedPointLayer, Walk
-from workers.fixed_point.network import IntegerNetwork
+from workers.fixed_point.network import Addition, IntegerNetwork
 from workers.models.graph import ModelGraph
 
 
@@ -45,6 +45,23 @@ class Retraining:
 
 
 @dataclass(frozen=True)
+class AdditionShifts:
+    """How many additions of tensors the network has, and in how many of their channels an operand is shifted to meet the other."""
+
+    count: int
+    channels: int  # of all of them
+    shifted_channels: int
+
+    @classmethod
+    def of(cls, network: IntegerNetwork) -> "AdditionShifts | None":
+        found = [operation for operation in network.operations if isinstance(operation, Addition)]
+        if not found:
+            return None
+        shifts = [pair for addition in found for pair in zip(*addition.left, strict=True)]
+        return cls(len(found), len(shifts), sum(any(pair) for pair in shifts))
+
+
+@dataclass(frozen=True)
 class FixedPointResult:
     """The integer network, its simulation, and what led there."""
 
@@ -55,6 +72,7 @@ class FixedPointResult:
     rounding_images: int
     layers: tuple[FixedPointLayer, ...]
     profile: dict[str, Any] = field(default_factory=dict)
+    additions: AdditionShifts | None = None  # None: the network adds no tensors
     training: Retraining | None = None
     warnings: tuple[str, ...] = ()
 
@@ -65,6 +83,7 @@ class FixedPointResult:
             "rounding_images": self.rounding_images,
             "layers": [asdict(layer) for layer in self.layers],
             "channels": self.profile,
+            "additions": None if self.additions is None else asdict(self.additions),
             "training": None if self.training is None else asdict(self.training),
         }
 
@@ -86,13 +105,8 @@ def quantize_fixed_point(
         prepared = around.preparations.of(graph, step, around.calibration)
     else:
         plan = make_plan(in_quantizable_form(graph, step))
-        if plan.products:
-            raise RecipeRefused(
-                "Distributions of transformed tiles can't be measured while a network of Winograd convolutions is trained.",
-                hint='Ask for "statistics": "calibration", and train in a step of its own.',
-            )
         observer = Observer(plan.coded)
-        learned_graph = observed_while(around.pretrain, graph, observer)
+        learned_graph = observed_while(around.pretrain, graph, observer, places_of(plan))
         prepared = prepare(make_plan(in_quantizable_form(learned_graph, step)), step, around.calibration, observer)
     plan = prepared.plan
     walk = Walk(plan, step, prepared.codings, prepared.batches, precision={**(precision or {}), **step.layer_bits})
@@ -120,6 +134,7 @@ def quantize_fixed_point(
         rounding_images=sum(len(batch) for batch in prepared.batches),
         layers=tuple(walk.reports),
         profile={name: found.profile() for name, found in prepared.statistics.items()},
+        additions=AdditionShifts.of(network),
         training=training,
         warnings=tuple(warnings),
     )

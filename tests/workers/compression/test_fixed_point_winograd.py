@@ -11,7 +11,9 @@ from winograd.matrices import MATRICES
 from jobs.errors import RecipeRefused
 from tests.workers.integer_networks import around, quantized, recipe
 from tests.workers.networks import graph_of
+from workers.compression.fixed_point_places import places_of
 from workers.compression.fixed_point_plan import make_plan
+from workers.compression.fixed_point_statistics import Observer, observe, observed_while
 from workers.compression.fixed_point_training import TrainingNetwork
 from workers.compression.fixed_point_winograd import excess_of_sums
 from workers.compression.fold_batchnorm import fold_batchnorm
@@ -21,7 +23,7 @@ from workers.fixed_point.coding import Coding
 from workers.fixed_point.network import Convolution, InputTransform, IntegerNetwork, OutputTransform, Value
 from workers.fixed_point.run import INT32, IntegerRunner
 from workers.fixed_point.tiles import input_terms, output_terms
-from workers.models.graph import ModelGraph
+from workers.models.graph import ModelGraph, copy_graph, layers, parameter, set_parameter
 
 
 class Residual(nn.Module):
@@ -51,7 +53,9 @@ def images() -> Tensor:
     return torch.randn(40, 3, 9, 7, generator=torch.Generator().manual_seed(1))
 
 
-def winograd_network(images: Tensor, *, pruned: int = 4, tile: int = 2, kept: Tensor | None = None) -> ModelGraph:
+def winograd_network(
+    images: Tensor, *, pruned: int = 4, tile: int = 2, kept: Tensor | None = None, folded: bool = True
+) -> ModelGraph:
     """The same positions are gone in every layer."""
     torch.manual_seed(3)
     module = Residual()
@@ -59,7 +63,8 @@ def winograd_network(images: Tensor, *, pruned: int = 4, tile: int = 2, kept: Te
     with torch.no_grad():
         for _ in range(20):
             module(images)
-    converted = to_winograd(fold_batchnorm(graph_of(module.eval(), images[:2])), dict.fromkeys(LAYERS, tile))
+    graph = graph_of(module.eval(), images[:2])
+    converted = to_winograd(fold_batchnorm(graph) if folded else graph, dict.fromkeys(LAYERS, tile))
     if kept is None:
         kept = torch.ones(1, (tile + 2) ** 2, dtype=torch.bool)
         kept[:, torch.randperm((tile + 2) ** 2, generator=torch.Generator().manual_seed(5))[:pruned]] = False
@@ -241,9 +246,39 @@ def test_positions_of_groups_are_refused_by_name(images: Tensor) -> None:
         quantized(winograd_network(images, kept=kept), images)
 
 
-def test_distributions_of_tiles_are_not_measured_while_training(images: Tensor) -> None:
-    graph = winograd_network(images)
-    surroundings = replace(around(graph, images), pretrain=lambda network: network)
-    step = recipe(statistics="training", pretraining={"epochs": 1})
-    with pytest.raises(RecipeRefused, match="transformed tiles"):
-        quantize_fixed_point(graph, step, surroundings, lambda *_: None)
+@pytest.mark.parametrize("folded", [True, False], ids=["folded", "with its batch norm"])
+def test_f2_distributions_of_tiles_are_measured_while_training(images: Tensor, folded: bool) -> None:
+    graph = winograd_network(images, folded=folded)
+    plan = make_plan(fold_batchnorm(graph))
+    passes = []
+
+    def train(watched: ModelGraph) -> ModelGraph:
+        learned = copy_graph(watched)
+        for batch in (images[:16], images[16:]):
+            learned.module(batch)
+            passes.append(len(batch))
+        name = layers(learned)[1].weight
+        set_parameter(learned, name, parameter(learned, name) * 1.5)
+        return learned
+
+    observer = Observer(plan.coded)
+    learned = observed_while(train, graph, observer, places_of(plan))
+
+    wanted = Observer(plan.coded)
+    observe(plan.graph, [images[:16], images[16:]], wanted.see, wanted.names)
+    assert observer.found.keys() == wanted.found.keys() == set(plan.coded)
+    assert sum(each.kind == "input_transform" for each in plan.operations) == len(LAYERS)
+    for name, found in observer.found.items():
+        assert found.count == wanted.found[name].count
+        torch.testing.assert_close(found.rms, wanted.found[name].rms, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(found.max_abs, wanted.found[name].max_abs, rtol=1e-4, atol=1e-5)
+    name = layers(graph)[1].weight
+    torch.testing.assert_close(parameter(learned, name), parameter(graph, name) * 1.5)
+
+    surroundings = replace(around(graph, images), pretrain=train)
+    step = recipe(statistics="training", pretraining={"epochs": 1}, rule="pdf_sqnr")
+    result = quantize_fixed_point(graph, step, surroundings, lambda *_: None)
+    assert passes == [16, 24] * 2
+    assert result.calibration_images == 0  # no distribution was measured on any
+    assert result.profile.keys() == set(plan.coded)
+    agrees_exactly(result, images)

@@ -19,6 +19,7 @@ from tests.workers.networks import graph_of
 from workers.compression.eligibility import why_not_in_integers
 from workers.compression.fixed_point_codings import Preparations, Prepared
 from workers.compression.fixed_point_lengths import align, quantized_weights, weight_lengths
+from workers.compression.fixed_point_moves import channels_of
 from workers.compression.fixed_point_plan import make_plan
 from workers.compression.fixed_point_rounding import Geometry, InputMoments, compensated, measure
 from workers.compression.fixed_point_rules import BOUNDS, KURTOSIS, Expression
@@ -28,7 +29,7 @@ from workers.compression.fixed_point_training import TrainingNetwork
 from workers.compression.fold_batchnorm import fold_batchnorm
 from workers.compression.quantize_fixed_point import FixedPointResult, quantize_fixed_point
 from workers.fixed_point.coding import Coding, shift_right_rounding
-from workers.fixed_point.network import Convolution, IntegerNetwork, Table, Value
+from workers.fixed_point.network import Addition, Convolution, IntegerNetwork, Table, Value
 from workers.fixed_point.run import IntegerRunner
 from workers.models.graph import ModelGraph, copy_graph, layers, parameter, set_parameter
 
@@ -521,6 +522,78 @@ def test_f12_lengths_per_channel_beat_one_length_where_channels_differ() -> None
         return next(layer.output_sqnr_db for layer in result.layers if layer.layer == "two")
 
     assert decibels(per_channel) > decibels(per_layer) + 3
+
+
+# ---- Additions -------------------------------------------------------------------------------------------------------
+
+
+def additions(network: IntegerNetwork) -> list[Addition]:
+    return [operation for operation in network.operations if isinstance(operation, Addition)]
+
+
+@pytest.mark.parametrize("rule", ["empirical_mse", "max_abs", "pdf_sqnr"])
+@pytest.mark.parametrize("lengths", ["per_channel", "per_layer"])
+def test_tied_additions_shift_neither_operand(network: ModelGraph, images: Tensor, lengths: str, rule: str) -> None:
+    options: dict[str, Any] = {"activation_lengths": lengths, "rule": rule, "rounding": "nearest"}
+    free, tied = (quantized(network, images, additions=how, **options) for how in ("shift", "tie"))
+    assert len(additions(tied.network)) == 3
+    assert all(not any(left) for addition in additions(tied.network) for left in addition.left)
+    assert any(any(left) for addition in additions(free.network) for left in addition.left)
+    assert tied.additions is not None
+    assert free.additions is not None
+    assert tied.additions.count == free.additions.count == 3
+    assert tied.additions.channels == free.additions.channels == 24
+    assert tied.additions.shifted_channels == 0 < free.additions.shifted_channels
+    assert tied.as_details()["additions"]["shifted_channels"] == 0
+    # One length a tensor stays one.
+    if lengths == "per_layer":
+        plan = make_plan(fold_batchnorm(network))
+        assert all(tied.network.values[name].coding.is_uniform for name in plan.coded if name in tied.network.values)
+
+
+def test_tie_takes_the_shorter_length_and_leaves_other_tensors_alone(network: ModelGraph, images: Tensor) -> None:
+    free, tied = (quantized(network, images, additions=how, rounding="nearest").network for how in ("shift", "tie"))
+    plan = make_plan(fold_batchnorm(network))
+    free_lengths, tied_lengths = (
+        {name: net.values[name].coding.lengths for name in plan.coded} for net in (free, tied)
+    )
+    added = {
+        origin
+        for planned in plan.operations if planned.kind == "add"
+        for source in planned.sources
+        for origin in channels_of(plan, source) if origin is not None
+    }  # fmt: skip
+    for name in plan.coded:
+        for channel, (mine, was) in enumerate(zip(tied_lengths[name], free_lengths[name], strict=True)):
+            assert mine <= was
+            assert mine == was or (name, channel) in added
+    sums = [planned for planned in plan.operations if planned.kind == "add"]
+    for a, b in zip(*(channels_of(plan, source) for source in sums[-1].sources), strict=True):
+        assert a is not None
+        assert b is not None
+        assert tied_lengths[a[0]][a[1]] == tied_lengths[b[0]][b[1]]
+        assert tied_lengths[a[0]][a[1]] == min(free_lengths[a[0]][a[1]], free_lengths[b[0]][b[1]])
+
+
+@pytest.mark.parametrize("weight_bits", [8, 4])
+def test_f8_tied_integers_give_exactly_what_the_simulation_gives(
+    network: ModelGraph, images: Tensor, weight_bits: int
+) -> None:
+    result = quantized(network, images, additions="tie", weight_bits=weight_bits)
+    runner = IntegerRunner(result.network)
+    scores = runner.scores(runner.run(runner.quantize_input(images)))
+    assert torch.equal(scores.float().log_softmax(1), result.graph(images)[0])
+
+
+def test_channels_are_followed_through_what_moves_them(network: ModelGraph) -> None:
+    """x[:, :, ::2, ::2][:, 2:6], padded by two channels on either side."""
+    plan = make_plan(fold_batchnorm(network))
+    padded = next(planned for planned in plan.operations if planned.kind == "pad")
+    moved = plan.by_output()
+    source = padded.sources[0]
+    while moved[source].kind == "slice":
+        (source,) = moved[source].sources
+    assert channels_of(plan, padded.output) == [None] * 2 + [(source, channel) for channel in range(2, 6)] + [None] * 2
 
 
 # ---- Recovery without labels -----------------------------------------------------------------------------------------
