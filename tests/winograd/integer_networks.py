@@ -5,7 +5,7 @@ The latter shares nothing with the library but the definitions.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -97,6 +97,15 @@ class NetworkBuilder:
         self.operations.append(
             Convolution(made, (source,), weight, bias, left, right, low, high, stride, padding, dilation, groups)
         )
+        return made
+
+    def sums(self, source: int, filters: int, groups: int) -> int:
+        """Filters of 1x1 whose outputs are what they add up to, as between the transforms of a Winograd convolution."""
+        made = self.convolution(source, filters, (1, 1), groups=groups, span=INT32)
+        none, ends = (0,) * filters, ((INT32[0],) * filters, (INT32[1],) * filters)
+        layer = self.operations.pop()
+        assert isinstance(layer, Convolution)
+        self.operations.append(replace(layer, left=none, right=none, low=ends[0], high=ends[1]))
         return made
 
     def logits(self, source: int, outputs: int) -> int:
@@ -222,18 +231,34 @@ class NetworkBuilder:
         return made
 
     def winograd_convolution(
-        self, source: int, filters: int, positions: Sequence[int], *, padding: tuple[int, int] = (1, 1), cut: int = 0
+        self,
+        source: int,
+        filters: int,
+        positions: Sequence[int],
+        *,
+        padding: tuple[int, int] = (1, 1),
+        cut: int = 0,
+        span: tuple[int, int] | None = None,
+        as_written: bool = False,
     ) -> int:
-        """Input transform, a convolution for each position, output transform; `cut` rows and columns fewer than tiles have."""
+        """Input transform, a convolution for each position, output transform; `cut` rows and columns fewer than tiles have.
+
+        `as_written` by what writes programs: products aren't rounded, nor V shifted further to the left than to the right.
+        """
         read, kept = self.values[source], tuple(positions)
         tiles = [-(-(side + 2 * around - 2) // 2) for side, around in zip(read.shape[1:], padding, strict=True)]
         largest = max(abs(read.lowest), read.highest)
         v = self.value((len(kept) * read.channels, *tiles), BYTES[1])
         shifts = self._shifts([4 * largest] * (len(kept) * read.channels), BYTES[1])
+        if as_written:
+            shifts = tuple(min(pair) for pair in zip(*shifts, strict=True)), shifts[1]
         ends = self._ends(len(kept) * read.channels, BYTES[1])
         self.operations.append(InputTransform(v, (source,), kept, padding, *shifts, *ends))
-        m = self.convolution(v, len(kept) * filters, (1, 1), groups=len(kept), span=(-(2**20), 2**20))
-        span = self.span()
+        if as_written:
+            m = self.sums(v, len(kept) * filters, len(kept))
+        else:
+            m = self.convolution(v, len(kept) * filters, (1, 1), groups=len(kept), span=(-(2**20), 2**20))
+        span = span or self.span()
         y = self.value((filters, *(2 * count - cut for count in tiles)), span)
         left = tuple(self.draw.randint(0, 3) for _ in range(len(kept) * filters))
         bounds = [2**12 + 2**20 * sum(2 ** left[p * filters + k] for p in range(len(kept))) for k in range(filters)]
@@ -428,7 +453,9 @@ def _as_byte(net: NetworkBuilder, x: int) -> int:
 def _winograd(net: NetworkBuilder, x: int) -> int:
     x = _as_byte(net, x)
     positions = sorted(net.draw.sample(range(16), net.draw.choice((1, 9, 12, 16))))
-    return net.winograd_convolution(x, net.draw.choice((3, 16, 24)), positions, cut=net.draw.choice((0, 1)))
+    filters, cut, as_written = net.draw.choice((3, 16, 24)), net.draw.choice((0, 1)), net.draw.choice((True, False))
+    x = net.winograd_convolution(x, filters, positions, cut=cut, as_written=as_written)
+    return net.addition(x, net.requantization(x)) if net.draw.random() < 0.3 else x
 
 
 STEPS = (

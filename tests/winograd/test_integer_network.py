@@ -4,7 +4,9 @@ import functools
 import io
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -101,6 +103,7 @@ ONE_OPERATION: dict[str, Build] = {
     "pruned Winograd convolution": lambda net, x: net.winograd_convolution(x, 17, (0, 1, 5, 6, 9, 15), cut=1),
     "Winograd convolution, padded more": lambda net, x: net.winograd_convolution(x, 3, (2, 5, 10), padding=(2, 3)),
     "Winograd convolution, unpadded": lambda net, x: net.winograd_convolution(x, 3, range(16), padding=(0, 0)),
+    "Winograd convolution, as written": lambda net, x: net.winograd_convolution(x, 5, range(16), as_written=True),
     "addition": lambda net, x: net.addition(x, tap(net, x)),
     "addition of itself": lambda net, x: net.addition(x, x),
     "addition of more than bytes": lambda net, x: net.addition(net.requantization(x, (-5000, 5000)), tap(net, x)),
@@ -163,6 +166,98 @@ def test_the_reference_agrees_with_torch_in_floating_point() -> None:
     expected = torch.floor(sums * 2**left / 2**right + 0.5).clamp(low, high)
 
     assert torch.equal(integer_reference.run(program, images), expected.flatten(1).int())
+
+
+# ---- Winograd convolutions as they are written ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WinogradCase:
+    channels: int = 16
+    filters: int = 16
+    size: tuple[int, int] = (8, 8)
+    span: tuple[int, int] = BYTE
+    positions: Sequence[int] = range(16)
+    padding: tuple[int, int] = (1, 1)
+    cut: int = 0
+    output_span: tuple[int, int] | None = None
+
+    def network(self, draw: random.Random, after: Callable[[NetworkBuilder, int, int], int]) -> IntegerProgram:
+        net = NetworkBuilder(draw)
+        x = net.value((self.channels, *self.size), self.span)
+        y = net.winograd_convolution(
+            x, self.filters, self.positions,
+            padding=self.padding, cut=self.cut, span=self.output_span, as_written=True,
+        )  # fmt: skip
+        return net.program(after(net, x, y))
+
+
+WINOGRAD_CASES = {
+    "as in ResNet-20": WinogradCase(),
+    "many channels and filters": WinogradCase(channels=40, filters=72),
+    "an input channel": WinogradCase(channels=1, filters=33),
+    "a filter": WinogradCase(channels=17, filters=1),
+    "nothing fills registers": WinogradCase(channels=3, filters=5, size=(5, 7), padding=(2, 0), cut=1),
+    "one tile": WinogradCase(size=(1, 1), padding=(1, 1), cut=1),
+    "rows of more than a strip": WinogradCase(filters=8, size=(6, 71), cut=1),
+    "columns of more than a strip": WinogradCase(size=(71, 4), span=SIGNED),
+    "one position": WinogradCase(positions=(5,), span=SIGNED),
+    "the middle is pruned": WinogradCase(positions=(0, 3, 4, 12, 15), filters=32),
+    "few bits": WinogradCase(span=(-8, 7), channels=24),
+    "below zero": WinogradCase(span=(-255, 0), filters=20),
+    "of 9 bits": WinogradCase(span=(-255, 255)),
+    "to more than bytes": WinogradCase(filters=18, output_span=(-3000, 30000)),
+}
+AFTERWARDS: dict[str, Callable[[NetworkBuilder, int, int], int]] = {
+    "": lambda net, x, y: y,
+    "then an addition": lambda net, x, y: net.addition(y, net.requantization(y)),
+    "that is added to a convolution": lambda net, x, y: net.addition(
+        net.convolution(tap(net, y), net.values[y].channels), y
+    ),
+    "and its input is read later": lambda net, x, y: net.concatenation(
+        net.reshape(tap(net, y), (net.values[y].size, 1, 1)), net.reshape(x, (net.values[x].size, 1, 1))
+    ),
+}  # fmt: skip
+
+
+@every_implementation
+@pytest.mark.parametrize("after", AFTERWARDS)
+@pytest.mark.parametrize("name", WINOGRAD_CASES)
+def test_winograd_convolutions_run_at_once_as_they_do_in_steps(name: str, after: str) -> None:
+    for seed in range(2):
+        program = WINOGRAD_CASES[name].network(random.Random(seed), AFTERWARDS[after])
+        assert_as_reference(program, images_for(program, 2, seed))
+
+
+@every_implementation
+@pytest.mark.parametrize("span", [BYTE, SIGNED], ids=str)
+@pytest.mark.parametrize("shift", [0, 1, 2, 5, 9, 10, 11, 12, 13, 20, 30])
+def test_what_winograd_transforms_is_rounded_half_up_at_every_shift(shift: int, span: tuple[int, int]) -> None:
+    """At the ends of the range, where 16 bits hold the least to spare."""
+    case, left = WinogradCase(span=span), min(shift, 20)
+    drawn = case.network(random.Random(shift), AFTERWARDS[""])
+    transform = drawn.operations[0]
+    assert isinstance(transform, InputTransform)
+    rights = ((shift,) * len(transform.right), tuple(shift + n % 3 for n in range(len(transform.right))))
+    images = images_for(drawn, 2, shift)
+    images[0] = torch.where(torch.rand(images[0].shape) < 0.5, torch.tensor(span[0]), torch.tensor(span[1]))
+    for right, given_left in product((rights[0], tuple(min(r, 30) for r in rights[1])), (0, left)):
+        changed = replace(transform, left=(given_left,) * len(right), right=right)
+        assert_as_reference(replace(drawn, operations=(changed, *drawn.operations[1:])), images)
+
+
+@every_implementation
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_share_the_tiles_of_one_image(threads: int) -> None:
+    """Of layers that are large enough to be worth it."""
+    case = WinogradCase(channels=48, filters=64, size=(29, 31), cut=1)
+    program = case.network(random.Random(1), AFTERWARDS["then an addition"])
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_as_reference(program, images_for(program, 1))
+    finally:
+        torch.set_num_threads(before)
 
 
 # ---- Random networks ------------------------------------------------------------------------------------------------------

@@ -22,7 +22,11 @@ enum Kind : int32_t {
   kConvolution = 1, kAddition, kMultiplication, kMaxPool, kAveragePool, kTable, kRequantization,
   kConcatenation, kSlice, kPadding, kNearestUpsample, kReshape, kPermutation,
   kInputTransform, kOutputTransform,
+  // No program has this one: preparing makes it of an input transform, a convolution and an output transform. Three steps in
+  // this order: it, which has of the output transform what it needs, then the input transform and the convolution.
+  kWinogradConvolution,
 };
+inline constexpr int kStepsOfWinograd = 3;
 
 struct Value {
   int32_t channels, height, width;
@@ -65,6 +69,12 @@ struct Step {
   // ---- Transforms of F(2x2, 3x3); shifts of an output transform's products are left_second
   int64_t positions;
   int32_t position_count;
+  // ---- Winograd convolutions: arrays by position and channel, and shifts of products by position and filter, in lanes
+  int32_t strip_rows;       // of tiles, at a time
+  int32_t tile_channels;    // filled up to kLanes
+  int32_t shifts_products, clamps_tiles;  // any of them
+  int64_t strip_bytes;
+  int64_t tile_halves, tile_factors, tile_lows, tile_highs, product_lefts;
 };
 
 struct Prepared {

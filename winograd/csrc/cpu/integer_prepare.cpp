@@ -2,6 +2,7 @@
 //
 // A program may come from anywhere. What passes here reads and writes nothing but its own memory, whatever its integers are.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 
@@ -13,6 +14,7 @@ namespace winograd::integers {
 namespace {
 
 constexpr int32_t kVersion = 1;
+constexpr int64_t kTilePositions = 16;  // of F(2x2, 3x3)
 using namespace programs;
 
 struct Rounded {
@@ -26,6 +28,7 @@ struct Operation {
   Rounded rounded, sum;  // sum: of an addition that was taken into this convolution
   Words bias, left_second, sum_left_second, table, row, positions;
   const int8_t *weights = nullptr;
+  std::vector<Operation> parts;  // of a Winograd convolution: the input transform and the products; the operation is the rest
 };
 
 class Program : public Shapes<Value, Step> {
@@ -164,8 +167,8 @@ class Program : public Shapes<Value, Step> {
   }
 
   void read_positions(Operation &made) {
-    made.step.position_count = reader_.between(1, 16, "number of positions");
-    made.positions = reader_.words(made.step.position_count, 0, 15, "positions");
+    made.step.position_count = reader_.between(1, kTilePositions, "number of positions");
+    made.positions = reader_.words(made.step.position_count, 0, kTilePositions - 1, "positions");
     for (size_t p = 1; p < made.positions.size(); ++p)
       if (made.positions[p] <= made.positions[p - 1]) refuse("Positions of the program don't rise.");
   }
@@ -208,41 +211,110 @@ class Program : public Shapes<Value, Step> {
   }
 };
 
+// Who makes each value, and how often it is read.
+struct Uses {
+  std::vector<int32_t> readers, maker;
+  explicit Uses(const Program &program) : readers(program.values.size()), maker(program.values.size(), -1) {
+    readers[program.output] = 2;
+    for (size_t number = 0; number < program.operations.size(); ++number) {
+      const Operation &operation = program.operations[number];
+      maker[operation.step.output] = static_cast<int32_t>(number);
+      for (const int32_t source : operation.sources) ++readers[source];
+    }
+  }
+  // The operation that makes this value for one reader alone, if it is of that kind; else null.
+  const Operation *sole(const Program &program, int32_t value, Kind kind) const {
+    if (readers[value] != 1 || maker[value] < 0 || program.operations[maker[value]].step.kind != kind) return nullptr;
+    return &program.operations[maker[value]];
+  }
+};
+
+void keep_others(Program &program, const std::vector<bool> &is_gone) {
+  std::vector<Operation> kept;
+  for (size_t number = 0; number < program.operations.size(); ++number)
+    if (!is_gone[number]) kept.push_back(std::move(program.operations[number]));
+  program.operations.swap(kept);
+}
+
+// Whether the sums of V, and what becomes of them, fit into 16 bits as integer_winograd.hpp computes them. A shift to the left is
+// taken off the one to the right, which is exact where no more than 2^10 is shifted, and within 32 bits.
+bool fits_16_bits(const Program &program, const Operation &transform) {
+  constexpr int32_t kFarthest = 20;
+  if (program.values[transform.step.source].is_wide) return false;
+  for (size_t lane = 0; lane < transform.rounded.left.size(); ++lane)
+    if (transform.rounded.left[lane] > std::min(transform.rounded.right[lane], kFarthest)) return false;
+  return true;
+}
+
+// Whether a convolution's outputs are nothing but its sums: not shifted, and never as large as its bounds.
+bool gives_sums(const Program &program, const Operation &convolution) {
+  const Value &from = program.values[convolution.step.source], &to = program.values[convolution.step.output];
+  const int64_t numbers = from.channels / convolution.step.groups, largest = std::max(-int64_t{from.lowest}, int64_t{from.highest});
+  const Rounded &by = convolution.rounded;
+  for (int64_t k = 0; k < to.channels; ++k) {
+    int64_t bound = std::abs(int64_t{convolution.bias[k]});
+    for (int64_t i = 0; i < numbers; ++i) bound += largest * std::abs(int32_t{convolution.weights[k * numbers + i]});
+    if (bound > 0 && (by.left[k] != 0 || by.right[k] != 0)) return false;
+    if (bound > by.high[k] || -bound < by.low[k]) return false;
+  }
+  return true;
+}
+
+// Of 1x1 filters, a group for each position, so that V of a tile is all that an output needs.
+bool multiplies_positions(const Program &program, const Step &convolution, int32_t positions) {
+  const auto are = [](const int32_t *pair, int32_t number) { return pair[0] == number && pair[1] == number; };
+  const bool is_depthwise = program.values[convolution.source].channels == positions && program.values[convolution.output].channels == positions;
+  return convolution.groups == positions && are(convolution.kernel, 1) && are(convolution.stride, 1) && are(convolution.padding, 0) &&
+         !is_depthwise && program.values[convolution.output].is_wide;
+}
+
+// An input transform, its products and their output transform become one Winograd convolution where the last stood, if no other
+// operation reads what is between them, and the fast form of it is exact.
+void join_winograd(Program &program) {
+  const Uses uses(program);
+  std::vector<bool> is_gone(program.operations.size());
+  for (Operation &operation : program.operations) {
+    if (operation.step.kind != kOutputTransform) continue;
+    const Operation *const products = uses.sole(program, operation.step.source, kConvolution);
+    if (products == nullptr || !gives_sums(program, *products)) continue;
+    const Operation *const transform = uses.sole(program, products->step.source, kInputTransform);
+    if (transform == nullptr || transform->positions != operation.positions || !fits_16_bits(program, *transform)) continue;
+    if (!multiplies_positions(program, products->step, transform->step.position_count)) continue;
+    is_gone[uses.maker[products->step.output]] = is_gone[uses.maker[transform->step.output]] = true;
+    operation.parts = {*transform, *products};
+    operation.step.kind = kWinogradConvolution;
+    operation.step.source = transform->step.source;
+    operation.sources = transform->sources;
+  }
+  keep_others(program, is_gone);
+}
+
 // Additions that follow a convolution, and are all that does, become part of it: it runs where they stood. Of bytes and to
 // bytes, as networks have them.
 void take_in_additions(Program &program) {
-  std::vector<int32_t> readers(program.values.size()), maker(program.values.size(), -1);
-  readers[program.output] = 2;
-  for (size_t number = 0; number < program.operations.size(); ++number) {
-    const Operation &operation = program.operations[number];
-    maker[operation.step.output] = static_cast<int32_t>(number);
-    for (const int32_t source : operation.sources) ++readers[source];
-  }
+  Uses uses(program);
   std::vector<bool> is_gone(program.operations.size());
   for (Operation &operation : program.operations) {
     if (operation.step.kind != kAddition || program.values[operation.step.output].is_wide) continue;
     for (const int place : {1, 0}) {
-      const int32_t operand = operation.sources[place], by = maker[operand];
-      if (readers[operand] != 1 || by < 0 || program.operations[by].step.kind != kConvolution || program.operations[by].step.second >= 0)
-        continue;
-      if (program.values[operation.sources[1 - place]].is_wide) continue;
-      Operation fused = program.operations[by];
-      is_gone[by] = true;
+      const int32_t operand = operation.sources[place];
+      const Operation *maker = uses.sole(program, operand, kConvolution);
+      if (maker == nullptr) maker = uses.sole(program, operand, kWinogradConvolution);
+      if (maker == nullptr || maker->step.second >= 0 || program.values[operation.sources[1 - place]].is_wide) continue;
+      Operation fused = *maker;
+      is_gone[uses.maker[operand]] = true;
       fused.step.second = operation.sources[1 - place];
       fused.step.output = operation.step.output;
       fused.sources.push_back(fused.step.second);
       fused.sum = operation.rounded;
       fused.sum_left_second = operation.left_second;
       if (place == 1) std::swap(fused.sum.left, fused.sum_left_second);
-      maker[fused.step.output] = -1;  // it has had its addition
+      uses.maker[fused.step.output] = -1;  // it has had its addition
       operation = fused;
       break;
     }
   }
-  std::vector<Operation> kept;
-  for (size_t number = 0; number < program.operations.size(); ++number)
-    if (!is_gone[number]) kept.push_back(program.operations[number]);
-  program.operations.swap(kept);
+  keep_others(program, is_gone);
 }
 
 // By output, each group filled up to a whole number of lanes; `filler` is what the filled places hold.
@@ -273,8 +345,18 @@ void choose_tiles(Step &step, const std::vector<Run> &runs, int64_t width) {
   if (step.tile_fours < 3 || step.tile_rows < 4) step.tile_rows = 0;
 }
 
-// Packs a convolution's weights, and lays out how it reads its input. Returns how far it may read behind its last pixel.
-int64_t put_convolution(Block &block, const Program &program, const Operation &of, Step &step) {
+// What becomes of sums, and of a residual if there is one.
+void put_finish(Block &block, const Operation &of, int64_t groups, Step &step) {
+  step.rounding = put_rounding(block, of.rounded, groups);
+  step.shifts_left = std::any_of(of.rounded.left.begin(), of.rounded.left.end(), [](int32_t x) { return x != 0; });
+  if (step.second < 0) return;
+  step.sum = put_rounding(block, of.sum, groups);
+  step.left_second = block.put(in_lanes(of.sum_left_second, groups));
+}
+
+// Packs a convolution's weights, and lays out how it reads its input, `width` pixels in a row. Returns how far it may read behind
+// its last pixel.
+int64_t put_convolution(Block &block, const Program &program, const Operation &of, int64_t width, Step &step) {
   const Value &from = program.values[step.source], &to = program.values[step.output];
   const int64_t channels = from.channels / step.groups, filters = to.channels / step.groups;
   const int64_t taps = int64_t{step.kernel[0]} * step.kernel[1];
@@ -298,7 +380,7 @@ int64_t put_convolution(Block &block, const Program &program, const Operation &o
   step.run_count = static_cast<int32_t>(runs.size());
   step.fours = static_cast<int32_t>(taps * (step.group_channels / kTogether));
   step.runs = block.put(runs);
-  if (!step.is_depthwise) choose_tiles(step, runs, to.width);
+  if (!step.is_depthwise) choose_tiles(step, runs, width);
 
   Words bias = of.bias;
   for (int64_t k = 0; k < to.channels; ++k) {
@@ -329,13 +411,60 @@ int64_t put_convolution(Block &block, const Program &program, const Operation &o
     step.weights = block.put(weights);
   }
 
-  step.rounding = put_rounding(block, of.rounded, groups);
-  step.shifts_left = std::any_of(of.rounded.left.begin(), of.rounded.left.end(), [](int32_t x) { return x != 0; });
-  if (step.second >= 0) {
-    step.sum = put_rounding(block, of.sum, groups);
-    step.left_second = block.put(in_lanes(of.sum_left_second, groups));
-  }
+  put_finish(block, of, groups, step);
   return kMostTileRows * int64_t{step.stride[1]} * step.group_channels + kMostTileBytes;
+}
+
+// How V is made: arrays by position and channel, as integer_winograd.hpp takes them.
+void put_input_transform(Block &block, const Program &program, const Operation &of, Step &step) {
+  constexpr int32_t kMiddle = 5;      // the one position whose four inputs all count as they are; others' offsets cancel
+  constexpr int32_t kAllGone = 12;    // what is shifted so far is zero, as 2^11 is more than any sum
+  constexpr int32_t kFactorBits = 14;
+  const Value &from = program.values[step.source], &to = program.values[step.output];
+  step.tile_channels = static_cast<int32_t>(round_up(from.channels, kLanes));
+  const size_t lanes = kTilePositions * static_cast<size_t>(step.tile_channels);
+  std::vector<int16_t> halves(lanes), factors(lanes);
+  std::vector<uint8_t> lows(lanes), highs(lanes);
+  for (int32_t p = 0; p < step.position_count; ++p)
+    for (int32_t c = 0; c < from.channels; ++c) {
+      const int32_t number = p * from.channels + c, lane = of.positions[p] * step.tile_channels + c;
+      const int32_t right = std::min(of.rounded.right[number] - of.rounded.left[number], kAllGone);
+      const int32_t half = right > 0 ? 1 << (right - 1) : 0, offset = of.positions[p] == kMiddle ? 4 * from.lowest : 0;
+      halves[lane] = static_cast<int16_t>(4 * (half + offset));
+      factors[lane] = static_cast<int16_t>(1 << (kFactorBits - right));
+      lows[lane] = static_cast<uint8_t>(of.rounded.low[number] - to.lowest);
+      highs[lane] = static_cast<uint8_t>(of.rounded.high[number] - to.lowest);
+    }
+  const auto in_full = [&](const Words &ends, int32_t end) { return std::all_of(ends.begin(), ends.end(), [=](int32_t x) { return x == end; }); };
+  step.clamps_tiles = to.highest - to.lowest < 255 || !in_full(of.rounded.low, to.lowest) || !in_full(of.rounded.high, to.highest);
+  step.positions = block.put(of.positions);
+  step.tile_halves = block.put(halves);
+  step.tile_factors = block.put(factors);
+  step.tile_lows = block.put(lows);
+  step.tile_highs = block.put(highs);
+}
+
+// Appends the steps of a Winograd convolution. Returns how many bytes V takes, of all strips.
+int64_t put_winograd(Block &block, const Program &program, const Operation &of, std::vector<Step> &steps) {
+  constexpr int64_t kStripTiles = 16;  // at least, where there are so many: enough for each weight that is read
+  const Operation &transform = of.parts[0], &products = of.parts[1];
+  const Value &tiles = program.values[transform.step.output];
+  Step output = of.step, input = transform.step, product = products.step;
+  const int64_t rows = std::min<int64_t>(tiles.height, (kStripTiles + tiles.width - 1) / tiles.width);
+  put_input_transform(block, program, transform, input);
+  const int64_t behind = put_convolution(block, program, products, rows * tiles.width, product);
+  input.strip_rows = static_cast<int32_t>(rows);
+  input.strip_bytes = round_up((kTilePositions * rows * tiles.width + kMostTileRows) * input.tile_channels + behind, 64);
+
+  output.positions = block.put(of.positions);
+  output.bias = block.put(in_lanes(of.bias, 1));
+  output.product_lefts = block.put(in_lanes(of.left_second, output.position_count));
+  output.shifts_products = std::any_of(of.left_second.begin(), of.left_second.end(), [](int32_t x) { return x != 0; });
+  output.group_filters = product.group_filters;
+  output.group_lanes = product.group_lanes;
+  put_finish(block, of, 1, output);
+  steps.insert(steps.end(), {output, input, product});
+  return (tiles.height + rows - 1) / rows * input.strip_bytes;
 }
 
 // Bytes that lie behind an array and are read with it, and not used.
@@ -345,6 +474,7 @@ constexpr int64_t kReadBehind = 64 * 4;
 
 std::vector<uint8_t> prepare(const uint8_t *bytes, int64_t size) {
   Program program(bytes, size);
+  join_winograd(program);
   take_in_additions(program);
   Prepared header{};
   header.arena_bytes = place_values(program, [](const Value &value) { return round_up(value.numbers() * (value.is_wide ? 4 : 1), 64); });
@@ -353,8 +483,13 @@ std::vector<uint8_t> prepare(const uint8_t *bytes, int64_t size) {
   int64_t behind = 0;
   for (const Operation &operation : program.operations) {
     Step step = operation.step;
+    if (step.kind == kWinogradConvolution) {
+      header.scratch_bytes = std::max(header.scratch_bytes, put_winograd(block, program, operation, steps));
+      continue;
+    }
     if (step.kind == kConvolution) {
-      behind = std::max(behind, put_convolution(block, program, operation, step));
+      const int64_t width = program.values[step.output].width;
+      behind = std::max(behind, put_convolution(block, program, operation, width, step));
       if (step.is_copied) {
         const Value &from = program.values[step.source];
         header.scratch_bytes = std::max(header.scratch_bytes, (from.height + 2 * int64_t{step.padding[0]}) *
