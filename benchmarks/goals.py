@@ -9,7 +9,8 @@
 With --svg FILE also the figure of accuracy against what is minimised, with all candidates and their front.
 
 ResNet-20 on CIFAR-10 as a user would upload it. Needs the folder of models and images that WINNOW_DATA names. The network knows its
-training images by heart, so the search decides on the first 2,000 test images, and the verdict is on the other 3,000.
+training images by heart, so the search decides on the first 2,000 test images, a third of which confirm its choice, and the verdict
+is on the other 3,000.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from benchmarks.material import CIFAR_PREPROCESS, cifar_learning, cifar_test, da
 from benchmarks.tables import table
 from jobs.folder import Progress
 from jobs.preflight import OPENED_FORMATS
-from jobs.report import Candidate, Report
+from jobs.report import Candidate, Report, SearchReport
 from workers.runner import run_folder
 
 MODEL = "cifar10_resnet20.onnx"
@@ -46,15 +47,14 @@ def main() -> None:
             options.svg.write_bytes((folder / "outputs" / "front.svg").read_bytes())
     found = report.search
     assert found is not None
-    rows = [
-        _row(each, each.number in found.front, each.number == found.delivered)
-        for each in (found.original, *found.candidates)
-    ]
+    rows = [_row(each, found) for each in (found.original, *found.candidates)]
     head = (
         "",
         "recipe",
         "predicted, pp",
         "drop, pp",
+        "with confidence",
+        "confirming, pp",
         "with confidence",
         "bytes",
         "ms",
@@ -63,18 +63,23 @@ def main() -> None:
         "",
     )
     print(table(head, rows))
-    print(f"\n{found.ended} after {found.seconds:.0f} s. {report.verdict.sentence}")
+    images = f"{found.selection_images} images to compare on, {found.confirming_images} to confirm"
+    print(f"\n{images}; {found.ended} after {found.seconds:.0f} s. {report.verdict.sentence}")
 
 
-def _row(candidate: Candidate, is_on_front: bool, is_delivered: bool) -> list[object]:
-    marks = ["front"] * is_on_front + ["delivered"] * is_delivered
+def _row(candidate: Candidate, found: SearchReport) -> list[object]:
+    numbers = {"front": found.front, "delivered": (found.delivered,), "not confirmed": found.unconfirmed}
+    marks = [mark for mark, marked in numbers.items() if candidate.number in marked]
     predicted, latency = candidate.predicted_drop_pp, candidate.latency_ms
+    confirming, confirming_bound = candidate.confirming_drop_pp, candidate.confirming_drop_bound_pp
     return [
         candidate.number,
         ", ".join(map(_words, candidate.recipe)) or "as uploaded",
         "" if predicted is None else f"{predicted:.2f}",
         f"{candidate.drop_pp:.2f}",
         f"{candidate.drop_bound_pp:.2f}",
+        "" if confirming is None else f"{confirming:.2f}",
+        "" if confirming_bound is None else f"{confirming_bound:.2f}",
         f"{candidate.bytes:,}",
         "" if latency is None else f"{latency:.3f}",
         f"{candidate.operations / 1e9:.3f}",

@@ -9,15 +9,19 @@ The rules of data roles are written here and nowhere else:
 * Several datasets keep their roles whole.
 * The search for a goal decides on `selection`, and learns from `train` where there is any: one dataset alone is always split
   into all three, and without training images nothing is tried that learns.
+* Of the selection images, a search keeps a third back (by class): candidates aren't compared on these *confirming* images, which
+  only judge what the comparisons found. Where a third is too few to tell, all images are for comparisons.
 """
 
 from collections.abc import Collection, Iterable, Mapping
+from math import ceil
+from statistics import NormalDist
 from typing import Literal, get_args
 
 from jobs.folder import Compress
 from jobs.inspection import DatasetInspection
 from jobs.recipe import AssignPrecision, PruneWinograd, QuantizeFixedPoint, Step, TrainingOptions
-from jobs.request import JobRequest
+from jobs.request import Goal, JobRequest
 
 Role = Literal["train", "selection", "test"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -28,6 +32,11 @@ NEEDS: dict[str, tuple[Role, str]] = {
     "quantize_fixed_point": ("selection", "is judged on selection images"),
     "finetune": ("train", "learns from training images"),
 }
+
+CONFIRMING_SHARE = 1 / 3  # of the selection images of a search
+_FEWEST_CONFIRMING = 100  # of fewer, one image is more than a percentage point
+_FLIPPED_SHARE = 0.02  # of the answers, between a network and its compressed form: for better or for worse
+_SMALLEST_LIMIT_PP = 0.001  # smaller ones would take more images than there are
 
 
 def learns(recipe: Iterable[Step]) -> bool:
@@ -98,3 +107,40 @@ def images_by_role(data: Mapping[Role, DatasetInspection], *, learns: bool) -> d
         if source is not None:
             images[role] = round(source.images * fraction)
     return images
+
+
+def confirming_images_needed(goal: Goal) -> int | None:
+    """How many images are enough to confirm that a network keeps the goal's limit; None if no number is.
+
+    Enough means that a network which loses half of the limit is confirmed as often as not: what chance may add to its loss, with
+    the goal's confidence, is then the other half. With fewer, good networks would be thrown away for want of proof.
+    """
+    z = NormalDist().inv_cdf(goal.confidence)
+    if z <= 0:
+        return _FEWEST_CONFIRMING
+    if goal.max_accuracy_drop_pp < _SMALLEST_LIMIT_PP:
+        return None
+    half_of_limit = goal.max_accuracy_drop_pp / 100 / 2
+    return max(_FEWEST_CONFIRMING, ceil(_FLIPPED_SHARE * (z / half_of_limit) ** 2))
+
+
+def confirming_images(selection: int, goal: Goal) -> int:
+    """How many of so many selection images a search keeps back, to within a few; 0 if a third isn't enough."""
+    needed, kept_back = confirming_images_needed(goal), round(selection * CONFIRMING_SHARE)
+    return 0 if needed is None or kept_back < needed else kept_back
+
+
+def why_none_confirm(selection: int, goal: Goal) -> str:
+    """A sentence for a search that keeps none of its selection images back."""
+    needed = confirming_images_needed(goal)
+    if needed is None:
+        why = (
+            f"No number of images can confirm, with a confidence of {goal.confidence:g}, that not more than "
+            f"{goal.max_accuracy_drop_pp:g} pp are lost, so none are kept back for that"
+        )
+    else:
+        why = (
+            f"The {selection:,} selection images are too few to keep some back that confirm the choice "
+            f"(about {ceil(needed / CONFIRMING_SHARE):,} would do)"
+        )
+    return f"{why}: the images that recipes are compared on also vouch for the best of them, and there it looks better than it is."

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil, prod
 from typing import Any
 
-from jobs.data_roles import Role, images_by_role, learns, trainings
+from jobs.data_roles import Role, confirming_images, images_by_role, learns, trainings, why_none_confirm
 from jobs.eligibility import why_not, why_not_in_integers
 from jobs.inspection import DatasetInspection, LayerInfo, ModelInspection
 from jobs.recipe import AssignPrecision, Finetune, LearningCycles, PruneWeights, PruneWinograd, QuantizeFixedPoint, Step
@@ -57,6 +57,7 @@ def estimate_goal(
     seconds = min(macs / _MACS_PER_SECOND + 10, goal.deadline_seconds)
     return {
         "images": images,
+        "confirming_images": confirming_images(images.get("selection", 0), goal),
         "reachable": why_not is None,
         "why_not_reachable": why_not,
         "bytes": sizes,
@@ -65,7 +66,7 @@ def estimate_goal(
         "macs_at_most": macs,
         "search_seconds_at_most": round(seconds, 1),
         "seconds_at_most": round(seconds + _measuring_macs(images, model) / _MACS_PER_SECOND + 10, 1),
-        "note": _goal_note(model, images),
+        "note": _goal_note(goal, model, images),
     }
 
 
@@ -210,7 +211,7 @@ def _search_macs(images: Mapping[Role, int], model: ModelInspection) -> int:
     return (measured + 3 * learned) * model.macs  # forward, and twice as much backward
 
 
-def _goal_note(model: ModelInspection, images: Mapping[Role, int]) -> str:
+def _goal_note(goal: Goal, model: ModelInspection, images: Mapping[Role, int]) -> str:
     sentences = [
         "Rough: bytes are those of weights and biases, and an allowance for the graph; what accuracy allows, and how long one "
         "inference takes, only the search can tell."
@@ -220,4 +221,11 @@ def _goal_note(model: ModelInspection, images: Mapping[Role, int]) -> str:
         sentences.append(f"The network can't be made of integers ({against}), so its bytes only fall by pruning.")
     if "train" not in images:
         sentences.append('Nothing learns without training images; give them as "train", or one dataset alone.')
+    selection = images.get("selection", 0)
+    held = confirming_images(selection, goal)
+    sentences.append(
+        f"About {held:,} of the {selection:,} selection images have no part in the search, but confirm its choice."
+        if held
+        else why_none_confirm(selection, goal)
+    )
     return " ".join(sentences)

@@ -184,7 +184,7 @@ class Provenance(Part):
 
 
 class Candidate(Part):
-    """One recipe that a search tried, measured on the selection images."""
+    """One recipe that a search tried, measured on the selection images but for those that are kept back to confirm."""
 
     number: int
     recipe: list[dict[str, Any]]
@@ -199,7 +199,18 @@ class Candidate(Part):
     )
     operations: int = Field(description="Bit operations of one image.")
     seconds: float
-    meets_goal: bool
+    meets_goal: bool = Field(
+        description="Whether it keeps to the goal: on the selection images that candidates are compared on and, where there are "
+        "confirming images, confirmed on these."
+    )
+    confirming_drop_pp: float | None = Field(
+        default=None,
+        description="Loss on the confirming images; null where there are none, or the limit wasn't kept on the others.",
+    )
+    confirming_drop_bound_pp: float | None = Field(
+        default=None,
+        description="Loss that isn't exceeded with the goal's confidence, told from the confirming images alone.",
+    )
 
 
 class SearchReport(Part):
@@ -217,6 +228,15 @@ class SearchReport(Part):
     )
     delivered: int = Field(description="Number of the one that was delivered; 0 is the uploaded model.")
     abandoned: tuple[str, ...] = Field(default=(), description="What could not be tried, and why.")
+    selection_images: int | None = Field(default=None, description="That candidates were compared on.")
+    confirming_images: int = Field(
+        default=0, description="Selection images that were kept back to confirm the choice; 0 where there are too few."
+    )
+    unconfirmed: tuple[int, ...] = Field(
+        default=(),
+        description="Numbers of candidates that kept to the goal where they were compared, but not for sure on the "
+        "confirming images.",
+    )
 
 
 class Verdict(Part):

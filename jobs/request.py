@@ -92,7 +92,8 @@ class Goal(Schema):
         ge=0.5,
         lt=1,
         description="How sure to be that new images keep the limit, too, told from the answers that flipped on the selection "
-        "images. At 0.5, what was measured on these is taken as it is.",
+        "images; where there are enough of these, a third of them has no part in the search and must confirm its choice with "
+        "the same confidence. At 0.5, what was measured on them is taken as it is.",
     )
     deadline_seconds: int = Field(
         default=600,

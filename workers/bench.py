@@ -4,7 +4,8 @@ With labels the measure is top-1 accuracy. Where the images that are judged have
 network.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Literal
 
@@ -50,6 +51,7 @@ class Bench:
         self.classes = inspection.classes
         self.uploaded_format = inspection.format
         self.preparations = Preparations()
+        self.check_wanted: Callable[[], None] = _is_wanted
         judged = [parts[role] for role in ("selection", "test") if role in parts] or list(parts.values())
         self.measure: Measure = "top1" if all(part.labels is not None for part in judged) else "agreement"
 
@@ -58,11 +60,28 @@ class Bench:
         """Whose images the report's figures are taken on."""
         return "test" if "test" in self.parts else "selection"
 
+    @contextmanager
+    def interruptible(self, check_wanted: Callable[[], None]) -> Iterator[None]:
+        """Meanwhile `check_wanted` is called before each batch of images, and may end whatever takes them by an exception.
+
+        What is in progress then is lost, and nothing else: whoever takes images keeps what it makes of them only when it is whole.
+        """
+        before, self.check_wanted = self.check_wanted, check_wanted
+        try:
+            yield
+        finally:
+            self.check_wanted = before
+
     def outputs(self, graph: ModelGraph, part: Part) -> Scores:
         return network_outputs(graph, self.batches(graph, part))
 
     def batches(self, graph: ModelGraph, part: Part) -> Iterator[Tensor]:
-        return input_batches(part.dataset, part.indices, self.transform, batch_size=batch_size_of(graph))
+        return self._batches_of(part, part.indices, batch_size_of(graph))
+
+    def _batches_of(self, part: Part, indices: Indices, batch_size: int) -> Iterator[Tensor]:
+        for batch in input_batches(part.dataset, indices, self.transform, batch_size=batch_size):
+            self.check_wanted()
+            yield batch
 
     def targets(self, part: Part) -> Indices:
         """The answers that count as right: labels, or what the uploaded network says where there are none."""
@@ -141,7 +160,7 @@ class Bench:
         count = min(len(part), images)
         chosen = np.sort(np.random.default_rng(self.job.seed).permutation(len(part))[:count])
         size = graph.batch_size or min(CALIBRATION_BATCH, count)
-        for batch in input_batches(part.dataset, part.indices[chosen], self.transform, batch_size=size):
+        for batch in self._batches_of(part, part.indices[chosen], size):
             if graph.batch_size in (None, len(batch)):
                 yield batch
 
@@ -164,3 +183,7 @@ class Bench:
         if self.uploaded.batch_size in (None, len(sample)):
             found += input_warnings(self.uploaded, sample)
         return found
+
+
+def _is_wanted() -> None:
+    """Nothing is to be ended."""

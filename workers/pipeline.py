@@ -135,7 +135,7 @@ def run_job(job: Compress, folder: Path, report_progress: ReportProgress) -> Out
         search=None if found is None else found.report,
         data=tuple(part.as_report() for part in parts.values()),
         provenance=_provenance(job, phases),
-        warnings=(*inspection.warnings, *warnings, *missing, *zeros),
+        warnings=(*inspection.warnings, *warnings, *(found.warnings() if found else ()), *missing, *zeros),
     )
     write_atomically(outputs / "report.json", canonical_json(report))
     phases.event("finished", 1.0)

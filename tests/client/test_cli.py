@@ -121,6 +121,35 @@ def test_a_search_is_shown_with_its_front_first_and_what_was_delivered(capsys: O
     assert "- search: prune_winograd: no layer has 3x3 filters." in lines
 
 
+def test_a_search_with_confirming_images_shows_what_they_say() -> None:
+    search = sample_search()
+    lost = {3: 0.5, 4: 1.75}
+    candidates = tuple(
+        each.model_copy(update={"confirming_drop_pp": lost.get(each.number), "meets_goal": each.number == 3})
+        for each in search.candidates
+    )
+    search = search.model_copy(
+        update={"candidates": candidates, "delivered": 3, "confirming_images": 667, "unconfirmed": (4,)}
+    )
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(report_view(sample_report().model_copy(update={"search": search}).model_dump(mode="json")))
+    lines = table_lines(captured.get())
+    heading = (
+        "Search: 4 recipes tried in 61 s, until time was up; drops on selection images, of which 667 were kept back to "
+    )
+    heading += "confirm"
+    first = lines.index(heading)
+    assert lines[first + 1] == "tried | steps | drop | confirming | bytes | median ms | bit operations"
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in lines[first + 2 : first + 7]}
+    assert rows["3"][2:4] == ["0.25 pp", "0.50 pp"]
+    assert rows["3"][-1] == "delivered, front"
+    assert rows["4"][2:4] == ["0.75 pp", "1.75 pp"]
+    assert rows["4"][-1] == "front, not confirmed"
+    assert rows["1"][2:4] == ["9.50 pp", "–"]
+    assert rows["1"][-1] == "misses the goal"
+
+
 def test_a_long_search_is_cut_to_a_page_that_has_what_was_delivered() -> None:
     report = sample_report().model_copy(update={"search": sample_search(others=100)})
     console = Console(width=200)

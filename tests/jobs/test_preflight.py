@@ -558,6 +558,16 @@ def test_goal_of_a_network_without_integers_falls_by_pruning_only() -> None:
     assert "even with 99% of all weights pruned" in cost["why_not_reachable"]
 
 
+def test_goal_says_how_many_images_confirm_the_choice_or_that_they_are_too_few() -> None:
+    few = estimate_goal(Goal(), {"selection": data(), "test": data()}, model())
+    assert few["confirming_images"] == 0
+    assert "The 100 selection images are too few to keep some back that confirm the choice" in few["note"]
+    enough = estimate_goal(Goal(max_accuracy_drop_pp=3.0), {"selection": data(images=600), "test": data()}, model())
+    assert enough["confirming_images"] == 200
+    assert enough["images"]["selection"] == 600
+    assert "About 200 of the 600 selection images have no part in the search, but confirm its choice." in enough["note"]
+
+
 def test_search_is_estimated_from_what_it_measures_and_learns_but_ends_at_its_deadline() -> None:
     given: dict[Role, DatasetInspection] = {"selection": data(), "test": data()}
     cost = estimate_goal(Goal(), given, model())

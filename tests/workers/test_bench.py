@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import cast
 
 import numpy as np
+import pytest
 import torch
 
 from jobs.data_roles import Role
@@ -79,3 +80,26 @@ def test_probing_without_labels_takes_some_images_at_random(tmp_path: Path) -> N
     some = bench.pruning_examples(None, enough=95)
     assert len(some.targets) == 95
     assert is_of(to_input(some.pick(np.arange(95))), range(1000, 1400))
+
+
+def test_whoever_takes_images_can_be_ended_before_each_batch(tmp_path: Path) -> None:
+    bench = bench_with(tmp_path, labelled=True, selection=range(1000, 1400))
+    looks = 0
+
+    def check_wanted() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:
+            raise InterruptedError
+
+    with bench.interruptible(check_wanted):
+        with pytest.raises(InterruptedError):
+            bench.selection_right(bench.uploaded)
+        assert looks == 3
+        # What was in progress is lost, and is there whole once it is asked for again.
+        assert len(bench.selection_right(bench.uploaded)) == 400
+    looks = 0
+    assert len(list(bench.calibration_batches(bench.uploaded))) == 7
+    assert looks == 0
+    with bench.interruptible(check_wanted), pytest.raises(InterruptedError):
+        list(bench.calibration_batches(bench.uploaded))

@@ -14,6 +14,9 @@ from jobs.folder import Outcome, Progress
 from jobs.report import Report
 from tests.workers.digits_network import digits, held_out, lay_out_job, save_pt2
 from workers import delivery
+from workers.bench import Bench
+from workers.measurement.accuracy import Right
+from workers.models.graph import ModelGraph
 from workers.runner import run_folder
 from workers.search.search import Clock
 
@@ -456,6 +459,72 @@ def test_search_ends_at_its_deadline_and_the_verdict_says_what_was_missed(
     assert f"the file has {size:,} bytes, which is {size - 1000:,} more than 1,000" in report.verdict.sentence
 
 
+def test_choice_is_confirmed_on_images_of_its_own_and_the_same_after_an_interruption(
+    tmp_path: Path, model: Path
+) -> None:
+    goal = {"max_accuracy_drop_pp": 3.0, "minimise": "bytes", "deadline_seconds": 3600}
+    undisturbed, disturbed = (
+        lay_out_job(tmp_path / name, model, held_out(), recipe=[], goal=goal, outputs=["onnx"])
+        for name in ("one", "two")
+    )
+    outcome, _ = run(undisturbed)
+    assert outcome.error is None, outcome.error
+    found = report_of(undisturbed).search
+    assert found is not None
+    assert found.selection_images is not None
+    assert found.selection_images + found.confirming_images == 500
+    assert found.confirming_images == pytest.approx(500 / 3, abs=5)
+    assert not any("too few to keep some back" in warning for warning in report_of(undisturbed).warnings)
+    delivered = found.candidates[found.delivered - 1]
+    assert delivered.meets_goal
+    assert delivered.confirming_drop_bound_pp is not None
+    assert max(delivered.drop_bound_pp, delivered.confirming_drop_bound_pp) <= 3.0
+
+    for words in ("Candidate 1: Quantizing", "Candidate 2: Quantizing"):
+        with pytest.raises(_LostError):
+            run_folder(disturbed, report_progress=_lose_at_words(words))
+    outcome, _ = run(disturbed)
+    assert outcome.error is None, outcome.error
+    again = report_of(disturbed).search
+    assert again is not None
+    timeless = {"seconds": 0.0}
+    assert [each.model_copy(update=timeless) for each in again.candidates] == [
+        each.model_copy(update=timeless) for each in found.candidates
+    ]
+    assert (again.delivered, again.unconfirmed) == (found.delivered, found.unconfirmed)
+    for name in ("model.onnx", "front.svg"):
+        assert (undisturbed / "outputs" / name).read_bytes() == (disturbed / "outputs" / name).read_bytes()
+
+    # The same search, but for what the confirming images say of its choice.
+    for sealed in (disturbed / "work" / "checkpoints" / "search").glob("*/confirming.json"):
+        if json.loads((sealed.parent / "candidate.json").read_bytes())["number"] == delivered.number:
+            sealed.write_text('{"drop_pp": 4.0, "drop_bound_pp": 5.0}')
+    outcome, _ = run(disturbed)
+    assert outcome.error is None, outcome.error
+    report = report_of(disturbed)
+    assert report.search is not None
+    assert delivered.number in report.search.unconfirmed
+    assert report.search.delivered != delivered.number
+    refused = report.search.candidates[delivered.number - 1]
+    assert (refused.meets_goal, refused.confirming_drop_pp) == (False, 4.0)
+    assert refused.drop_bound_pp == delivered.drop_bound_pp <= 3.0
+    instead = ([report.search.original, *report.search.candidates])[report.search.delivered]
+    assert instead.meets_goal
+    assert report.provenance.recipe == instead.recipe
+    assert report.files[0].size.bytes > delivered.bytes
+
+
+def test_search_on_few_images_says_that_none_confirm_its_choice(tmp_path: Path, model: Path) -> None:
+    folder = lay_out_search(tmp_path / "job", model)
+    (folder / "finish").touch()
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    assert report.search is not None
+    assert (report.search.selection_images, report.search.confirming_images) == (179, 0)
+    assert any("The 179 selection images are too few to keep some back" in warning for warning in report.warnings)
+
+
 def lay_out_search(folder: Path, model: Path) -> Path:
     """A job that searches for a small file, for an hour if it must."""
     x, y = digits()
@@ -480,6 +549,36 @@ def test_search_that_is_finished_early_delivers_the_best_so_far(tmp_path: Path, 
     assert report.search.delivered == report.search.candidates[0].number == 1
     assert report.files[0].size.bytes == report.search.candidates[0].bytes
     assert report.provenance.recipe == report.search.candidates[0].recipe
+
+
+def test_search_is_finished_in_the_midst_of_an_evaluation(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not only between layers: the wish comes when the last layer of the second candidate has been quantized."""
+    folder, answered = lay_out_search(tmp_path / "job", model), Bench.selection_right
+    is_under_way, evaluated = False, list[ModelGraph]()
+
+    def tell(line: Progress) -> None:
+        nonlocal is_under_way
+        is_under_way = (line.message or "").startswith("Candidate 2: Quantizing")
+
+    def answer(bench: Bench, graph: ModelGraph) -> Right:
+        if is_under_way and graph is not bench.uploaded:
+            (folder / "finish").touch()
+        found = answered(bench, graph)
+        if is_under_way and graph is not bench.uploaded:
+            evaluated.append(graph)
+        return found
+
+    monkeypatch.setattr(Bench, "selection_right", answer)
+    monkeypatch.setattr("workers.search.search.FINISH_CHECK_SECONDS", 0.0)
+    outcome = run_folder(folder, report_progress=tell)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    assert report.search is not None
+    assert (report.search.ended, report.search.delivered) == ("finished", 1)
+    assert evaluated == []
+    assert report.files[0].size.bytes == report.search.candidates[0].bytes
 
 
 def test_search_that_is_finished_before_it_found_anything_gives_back_the_uploaded_model(

@@ -254,7 +254,7 @@ class _Search:
 
     def _try(self, number: int, masks: dict[str, Mask], predicted: float | None, lowest: float) -> bool:
         """One round; whether it was kept."""
-        state = self._pruned(masks)
+        state = self._pruned(masks, number)
         accuracy_pruned = accuracy = self._around.evaluate(state.graph)
         if self._around.train is not None:
             self._report(number, 0.3, "Training without the pruned positions")
@@ -274,18 +274,21 @@ class _Search:
         """The masks after a share of all that was asked, and the drop in percentage points that probing foretells."""
         step = self._step
         if self._scored is not self.accepted:  # a round that was taken back has changed nothing
-            self._score()
+            self._score(number)
         fixed = {name: rate for name, rate in step.rates.items() if name in self._tiles}
         if step.select == "allocate":
             return self._allocated(share, number, fixed)
         return {name: self._selected(name, share, fixed.get(name)) for name in self._layers}, None
 
-    def _score(self) -> None:
+    def _score(self, number: int) -> None:
         """Measure the accepted network, and score the positions of its layers."""
         graph = self.accepted.graph
         if self._step.score in ("fit", "energy") or self._fits:
             self._moments = measure_moments(graph, self._tiles, self._around.calibration(graph))
-        self._scores = {name: self._scores_of(layer) for name, layer in self._layers.items()}
+        self._scores = {}
+        for name, layer in self._layers.items():
+            self._report(number, 0.02, f"Scoring positions of {name}")
+            self._scores[name] = self._scores_of(layer)
         self._scored = self.accepted
 
     @property
@@ -381,7 +384,7 @@ class _Search:
             scores.append(accuracy_score(correct_without, len(weights)))
         return torch.stack(scores)
 
-    def _pruned(self, masks: Mapping[str, Mask]) -> _State:
+    def _pruned(self, masks: Mapping[str, Mask], number: int) -> _State:
         """The accepted network with other masks, and the weights that remain fitted.
 
         Layers are fitted in order, each to what it gave before anything was pruned, on what the layers before it make now.
@@ -394,6 +397,7 @@ class _Search:
             if own is None or wanted is None:
                 set_parameter(pruned, layer.weight, mask.apply(parameter(pruned, layer.weight).detach()))
                 continue
+            self._report(number, 0.3, f"Fitting {name}")
             moments, target = self._moments[name], None
             if moments.gram is not None:
                 moments, target = measure_target(name, own, wanted)

@@ -96,9 +96,9 @@ def allocate(
     increments: list[Increment] = []
     for number, (name, layer) in enumerate(found.items()):
         evaluator.expect(layer)
-        on_progress(number / len(found), f"Probing {name}")
         of_layer = []
         for mask in ladder(name):
+            on_progress(number / len(found), f"Probing {name}")
             probe = evaluator.probe(layer, weights_of(name, mask), at_least=0)
             drop_pp = 100.0 * (evaluator.correct - probe.correct) / evaluator.images
             count = int((~mask.kept).sum(1).max())

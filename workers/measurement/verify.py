@@ -10,7 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +25,8 @@ from workers.measurement.latency import speedup, summarise
 RELATIVE_TOLERANCE = {"float64": 1e-6, "float32": 1e-3, "float16": 3e-2}
 # Images whose class may differ, because two scores are closer to each other than the tolerance.
 LEAST_AGREEMENT_PERCENT = 99.5
+
+LOOK_SECONDS = 0.5  # between looks at whether a process is still wanted; seldom enough not to disturb what it times
 
 RUNTIMES: dict[str, str] = {"onnx": "onnxruntime", "pt2": "torch"}
 
@@ -81,13 +83,14 @@ def verify_file(
     gemms: int | None = None,
     tolerance: float | None = None,
     compared_with: Sequence[Original] = (),
+    while_waiting: Callable[[], None] | None = None,
 ) -> Verified:
     """Run the file at `path` on `inputs` (an .npy file) and compare its first output with `expected`.
 
     `original` is a file of the same format to time it against, by turns; so are those of `compared_with`, of any format. A
     .pt2 file must take exactly `gemms` matrix multiplications in Winograd convolutions, if given. `tolerance` of the
-    outputs is relative to the largest of them, by default that of their precision; classes must agree with any. Raises
-    `VerificationFailed`.
+    outputs is relative to the largest of them, by default that of their precision; classes must agree with any.
+    `while_waiting` is called now and then, and ends the process by any exception. Raises `VerificationFailed`.
     """
     outputs_path = scratch / f"verified.{file_format}.npy"
     answer = _run_process(
@@ -109,6 +112,7 @@ def verify_file(
         },
         path,
         scratch,
+        while_waiting,
     )
     outputs = np.load(outputs_path, allow_pickle=False)
     outputs_path.unlink()
@@ -215,26 +219,42 @@ def classes(scores: Scores | npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
     return np.asarray(scores.reshape(len(scores), -1).argmax(axis=1), np.int64)
 
 
-def _run_process(arguments: dict[str, object], path: Path, scratch: Path) -> dict[str, Any]:
+def _run_process(
+    arguments: dict[str, object], path: Path, scratch: Path, while_waiting: Callable[[], None] | None
+) -> dict[str, Any]:
     arguments_path, answer_path = scratch / "verify.arguments.json", scratch / "verify.answer.json"
     arguments_path.write_text(json.dumps(arguments))
     answer_path.unlink(missing_ok=True)
-    ended = subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-m", "workers.measurement.verify_process", str(arguments_path), str(answer_path)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,  # the runner's standard output carries progress
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        check=False,
         env={**os.environ, "OMP_NUM_THREADS": str(arguments["threads"])},
-    )
-    if ended.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):
+    ) as process:
+        said = _said_until_ended(process, while_waiting)
+    if process.returncode in (-signal.SIGKILL, 128 + signal.SIGKILL):
         raise MemoryError(f"the process that verified {path.name} was killed, most likely for want of memory")
-    if ended.returncode != 0 or not answer_path.exists():
-        last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+    if process.returncode != 0 or not answer_path.exists():
+        last = (said.strip().splitlines() or ["no message"])[-1]
         raise VerificationFailed(f"{path.name} crashed the process that ran it: {last[:500]}", file=path.name)
     answer: dict[str, Any] = json.loads(answer_path.read_text())
     if "error" in answer:
         raise VerificationFailed(f"{path.name} can't be run: {answer['error']}", file=path.name)
     return answer
+
+
+def _said_until_ended(process: subprocess.Popen[str], while_waiting: Callable[[], None] | None) -> str:
+    """What the process has written on its standard error by its end."""
+    try:
+        while True:
+            try:
+                return process.communicate(timeout=None if while_waiting is None else LOOK_SECONDS)[1]
+            except subprocess.TimeoutExpired:
+                if while_waiting is not None:
+                    while_waiting()
+    except BaseException:
+        process.kill()  # it would go on for nobody
+        raise

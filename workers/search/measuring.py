@@ -33,12 +33,12 @@ from workers.measurement.size import totals
 from workers.measurement.verify import Conditions, Verified, verify_file
 from workers.models.shapes import macs
 from workers.progress import Phases
-from workers.search.front import objective
+from workers.search.choosing import shortfalls
+from workers.search.confirming import NOTHING_LOST, Sealed, seal, sealed
 from workers.steps import run_steps
 
 LATENCY_SECONDS = 1.0
 _FLOAT_BITS = 32
-_EQUAL = 1e-9  # percentages are fractions of a number of images: what differs by less is equal
 
 
 class TimeIsUpError(Exception):
@@ -46,16 +46,27 @@ class TimeIsUpError(Exception):
 
 
 class Measuring:
-    """Tries recipes for one job. `check_time` raises `TimeIsUpError`, and is told what goes on."""
+    """Tries recipes for one job. `check_time` raises `TimeIsUpError`, and is told what goes on.
+
+    Candidates are compared on the images of `bench`; what those that meet the goal there lose on `confirming` is sealed.
+    """
 
     def __init__(
-        self, job: Compress, goal: Goal, bench: Bench, folder: Path, check_time: Callable[[str], None]
+        self,
+        job: Compress,
+        goal: Goal,
+        bench: Bench,
+        folder: Path,
+        check_time: Callable[[str], None],
+        *,
+        confirming: Bench | None = None,
     ) -> None:
         self._job = job
         self._goal = goal
         self._bench = bench
         self._folder = folder
         self._check_time = check_time
+        self._confirming = confirming
         self.times_latency = goal.minimise == "latency" or goal.constraints.max_latency_ms is not None
         folder.mkdir(parents=True, exist_ok=True)
 
@@ -65,15 +76,17 @@ class Measuring:
 
     def measured(self, recipe: tuple[Step, ...], *, number: int, predicted_drop_pp: float | None) -> Candidate:
         """What the recipe comes to. Raises `TimeIsUpError`, and whatever its steps refuse."""
+        known = self._known(recipe)
+        if known is not None:
+            return known
         folder = self.folder_of(recipe)
-        try:
-            return Candidate.model_validate_json((folder / "candidate.json").read_bytes())
-        except (FileNotFoundError, ValidationError):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         state, _ = self.run(recipe, Phases(lambda progress: self._check_time(_told(number, progress))))
         output = opened_format(self._job.target.runtime, self._job.outputs, state)
         path = folder / FILE_NAMES[output]
+        if recipe:
+            self._check_time(f"Candidate {number}: Writing its file")  # which may take long, and isn't interrupted
         write_state(state, path, output, pack_zeros=_pays(state))
         before, after = (self._bench.selection_right(graph) for graph in (self._bench.uploaded, state.graph))
         latency_ms = self._latency_ms(recipe, state, path, output) if self.times_latency else None
@@ -86,13 +99,31 @@ class Measuring:
             bytes=path.stat().st_size,
             latency_ms=latency_ms,
             operations=bit_operations(state),
-            seconds=time.monotonic() - started,
+            seconds=0.0,
             meets_goal=False,
         )
         candidate = candidate.model_copy(update={"meets_goal": not shortfalls(candidate, self._goal)})
+        if self._confirming is not None and _wants_confirming(candidate):
+            seal(folder, self._confirming, state.graph, self._goal)
         path.unlink()
+        candidate = candidate.model_copy(update={"seconds": time.monotonic() - started})
         write_atomically(folder / "candidate.json", candidate.model_dump_json())
         return candidate
+
+    def _known(self, recipe: tuple[Step, ...]) -> Candidate | None:
+        """What was found before, if all of it is there."""
+        folder = self.folder_of(recipe)
+        try:
+            candidate = Candidate.model_validate_json((folder / "candidate.json").read_bytes())
+            if self._confirming is not None and _wants_confirming(candidate):
+                sealed(folder)
+        except (FileNotFoundError, ValidationError):
+            return None
+        return candidate
+
+    def sealed(self, recipe: tuple[Step, ...]) -> Sealed:
+        """What a recipe that met the goal loses on the confirming images: for when the search is over."""
+        return sealed(self.folder_of(recipe)) if recipe else NOTHING_LOST
 
     def run(
         self, recipe: tuple[Step, ...], phases: Phases, *, begin: float = 0.0, end: float = 1.0
@@ -147,30 +178,8 @@ class Measuring:
             ),
             scratch=work,
             tolerance=tolerance_of(state, output),
+            while_waiting=bench.check_wanted,
         )
-
-
-def shortfalls(candidate: Candidate, goal: Goal) -> list[tuple[str, float]]:
-    """What the candidate misses of the goal, and by how much, relative to what is allowed."""
-    limits = goal.constraints
-    found = []
-    excess = candidate.drop_bound_pp - goal.max_accuracy_drop_pp
-    if excess > _EQUAL:
-        found.append(("accuracy", excess / max(goal.max_accuracy_drop_pp, 0.1)))
-    if limits.max_bytes is not None and candidate.bytes > limits.max_bytes:
-        found.append(("bytes", candidate.bytes / limits.max_bytes - 1))
-    latency = candidate.latency_ms
-    if limits.max_latency_ms is not None and latency is not None and latency > limits.max_latency_ms:
-        found.append(("latency", latency / limits.max_latency_ms - 1))
-    return found
-
-
-def best_of(candidates: list[Candidate], goal: Goal) -> Candidate:
-    """The best that meets the goal; where none does, the one that misses it by least."""
-    meeting = [each for each in candidates if each.meets_goal]
-    if meeting:
-        return min(meeting, key=lambda each: (objective(each, goal), each.drop_pp, each.number))
-    return min(candidates, key=lambda each: (sum(share for _, share in shortfalls(each, goal)), each.number))
 
 
 def bit_operations(state: State) -> int:
@@ -190,6 +199,11 @@ def bit_operations(state: State) -> int:
 def _pays(state: State) -> bool:
     found = totals(state.graph, macs(state.graph))
     return found.bitmap_bytes < found.dense_bytes
+
+
+def _wants_confirming(candidate: Candidate) -> bool:
+    """The uploaded model needs none, and what breaks the limit already isn't looked at any further."""
+    return candidate.meets_goal and bool(candidate.recipe)
 
 
 def _told(number: int, progress: Progress) -> str:

@@ -27,6 +27,9 @@ from workers.search.predictor import QUANTIZATION, Predictor
 
 # Where channels don't differ much, one length for a whole tensor leaves weights their own: they aren't tuned to their inputs'.
 ONE_LENGTH = QUANTIZATION.model_copy(update={"activation_lengths": "per_layer", "align": "shift"})
+# Of the limit: what is tried besides, in case that the confirming images refuse what uses all of it. They are fewer than those that
+# candidates are compared on, so that more of the limit goes to chance.
+SAFER_SHARES = (1 / 2, 1 / 4)
 _TILES: tuple[Literal["fastest", 4], ...] = ("fastest", 4)
 
 
@@ -53,6 +56,7 @@ class Scene:
     check_time: Callable[[str], None]
     folder: Path  # for what is to survive an interruption
     wants_integers: bool = False  # because some files are written of nothing else
+    confirms: bool = False  # on images of its own, which may refuse what has looked best
 
     @property
     def learns(self) -> bool:
@@ -112,6 +116,8 @@ def _pruned(scene: Scene) -> Proposals:
     prune = PruneWeights(kind="prune_weights", max_drop_pp=drop) if drop else None
     if prune is not None:
         yield Proposal((prune,), predicted_drop_pp=drop)
+        for share in SAFER_SHARES if scene.confirms else ():
+            yield Proposal((prune.model_copy(update={"max_drop_pp": share * drop}),), predicted_drop_pp=share * drop)
     if prune is not None and scene.learns:
         further = prune.model_copy(update={"max_drop_pp": min(100.0, 3 * drop)})
         yield Proposal((further, Finetune(kind="finetune", learning_rate=0.001)))
@@ -126,15 +132,29 @@ def _mixed_widths(scene: Scene) -> Proposals:
     predictor = Predictor(scene.bench, scene.goal, scene.folder, scene.check_time)
     ladder = predictor.ladder()
     drop = scene.goal.max_accuracy_drop_pp
-    place = _narrowest(len(ladder), lambda number: predictor.drop_of(ladder[number]) <= drop)
+    place = _narrowest_within(drop, ladder, predictor)
     predicted = [predictor.known_drop_of(bits) for bits in ladder]
     place = yield from _furthest(ladder, place, QUANTIZATION, scene, predicted=predicted)
+    if scene.confirms:
+        yield from _safer(ladder, place, predictor, drop)
     if scene.learns:
         # Training makes up for some of what is lost beyond.
         trained = QUANTIZATION.model_copy(update={"training": RecoveryTraining()})
         yield from _furthest(ladder, place + 1, trained, scene, lowest=place + 1, predicted=predicted)
         assign = AssignPrecision(kind="assign_precision", bits=(8, 4, 2), max_drop_pp=drop, controls=0)
         yield Proposal((assign, QUANTIZATION))
+
+
+def _safer(ladder: list[Bits], place: int, predictor: Predictor, drop: float) -> Proposals:
+    """Allocations before `place` that are predicted to cost only a part of the limit.
+
+    They are tried whatever the confirming images say, who have no say before the end.
+    """
+    for share in SAFER_SHARES:
+        safer = _narrowest_within(share * drop, ladder, predictor)
+        if 0 < safer < place:
+            step = QUANTIZATION.model_copy(update={"layer_bits": ladder[safer]})
+            yield Proposal((step,), predictor.known_drop_of(ladder[safer]))
 
 
 def _furthest(
@@ -166,6 +186,11 @@ def _furthest(
         else:
             place = (low + high) // 2
     return low - 1
+
+
+def _narrowest_within(drop: float, ladder: list[Bits], predictor: Predictor) -> int:
+    """The place of the last allocation that is predicted to cost no more than `drop` percentage points."""
+    return _narrowest(len(ladder), lambda number: predictor.drop_of(ladder[number]) <= drop)
 
 
 def _narrowest(count: int, holds: Callable[[int], bool]) -> int:

@@ -7,12 +7,14 @@ was spent before an interruption counts.
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from pydantic import TypeAdapter
 
+from jobs.data_roles import why_none_confirm
 from jobs.errors import RecipeRefused, Refusal
 from jobs.folder import Compress
 from jobs.inspection import ModelInspection
@@ -21,8 +23,10 @@ from jobs.recipe import Step
 from jobs.report import Candidate, SearchReport
 from jobs.request import Goal, OutputFormat
 from workers.bench import Bench
+from workers.search.choosing import best_of
+from workers.search.confirming import confirmed, kept_back
 from workers.search.front import drawing, front, objective, shown
-from workers.search.measuring import Measuring, TimeIsUpError, best_of
+from workers.search.measuring import Measuring, TimeIsUpError
 from workers.search.predictor import seconds_spent
 from workers.search.proposals import Proposal, Scene, proposals
 
@@ -50,13 +54,27 @@ class Found:
         return drawing([found.original, *found.candidates], found.front, found.delivered, self.goal)
 
     def remark(self) -> str | None:
-        """What the verdict has to say of a search that gives back what it was given."""
+        """What the verdict has to say of a search that gives back what it was given, or what it isn't sure of."""
         found = self.report
+        if found.delivered in found.unconfirmed:
+            return f"This was not confirmed on {found.confirming_images:,} images that had no part in the search."
         if found.delivered != found.original.number:
             return None
+        if found.unconfirmed:
+            return (
+                "No recipe that serves the goal better was confirmed to keep the limit on "
+                f"{found.confirming_images:,} images that had no part in the search: this is the uploaded model."
+            )
         if found.candidates:
             return "None of the recipes that were tried serves the goal better: this is the uploaded model."
         return f"{_WITHOUT_CANDIDATES[found.ended]}: this is the uploaded model."
+
+    def warnings(self) -> list[str]:
+        """What is to be known of the figures of candidates."""
+        found = self.report
+        if found.confirming_images or found.selection_images is None:
+            return []
+        return [why_none_confirm(found.selection_images, self.goal)]
 
 
 _WITHOUT_CANDIDATES = {
@@ -84,11 +102,15 @@ class Clock:
         return self.spent_before + time.monotonic() - self._started
 
     def check(self, message: str) -> None:
+        """Tells what goes on. Raises `TimeIsUpError` as `check_time` does."""
+        self.check_time()
+        self._tell(self.elapsed / self._allowed, f"{message}{self.best}")
+
+    def check_time(self) -> None:
         """Raises `TimeIsUpError` at the deadline, or sooner if somebody wants what there is."""
         self._look_for_wish()
         if self.is_finished_early or self.elapsed >= self._allowed:
             raise TimeIsUpError
-        self._tell(self.elapsed / self._allowed, f"{message}{self.best}")
 
     def _look_for_wish(self) -> None:
         """Not each time: a search tells of its progress more often than a file needs to be looked for."""
@@ -109,31 +131,46 @@ def search(
     assert goal is not None
     clock = Clock(goal, tell, is_finish_wanted)
     asked, job = job.outputs, job.model_copy(update={"outputs": with_fast_integers(job)})
-    measuring = Measuring(job, goal, bench, folder, clock.check)
+    comparing, confirming = kept_back(bench, inspection, goal)
+    measuring = Measuring(job, goal, comparing, folder, clock.check, confirming=confirming)
     clock.spent_before = seconds_spent(folder) + sum(_seconds(path) for path in folder.glob("*/candidate.json"))
-    original = measuring.original()
-    tried = [original]
+    tried = [measuring.original()]
     abandoned: list[str] = []
-    ended = _try_all(
-        Scene(goal, job.target.runtime, inspection, bench, clock.check, folder, bool(OF_INTEGERS.keys() & set(asked))),
-        measuring, clock, tried, abandoned,
-    )  # fmt: skip
-    chosen = best_of(deliverable(tried, asked, abandoned), goal)
-    recipe = _RECIPE.validate_python(chosen.recipe)
+    needs_integers = bool(OF_INTEGERS.keys() & set(asked))
+    scene = Scene(
+        goal, job.target.runtime, inspection, comparing, clock.check, folder, needs_integers, confirming is not None
+    )
+    # Not the uploaded model before, nor what is made again afterwards: there is something to deliver however little time there is.
+    with ExitStack() as meanwhile:
+        for each in filter(None, (comparing, confirming)):
+            meanwhile.enter_context(each.interruptible(clock.check_time))
+        ended = _try_all(scene, measuring, clock, tried, abandoned)
+    rivals = deliverable(tried, asked, abandoned)
+    judged = rivals if confirming is None else confirmed(rivals, goal, lambda each: measuring.sealed(_recipe_of(each)))
+    chosen = best_of(judged, goal)
+    recipe = _recipe_of(chosen)
     for path in folder.iterdir():
         if path.is_dir() and path != measuring.folder_of(recipe):
             shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    final = {each.number: each for each in (*tried, *judged)}
     report = SearchReport(
         goal=goal.model_dump(mode="json"),
         ended=ended,
         seconds=clock.elapsed,
-        original=original,
-        candidates=tuple(tried[1:]),
+        original=final[0],
+        candidates=tuple(final[each.number] for each in tried[1:]),
         front=front(tried, goal),
         delivered=chosen.number,
         abandoned=tuple(abandoned),
+        selection_images=len(comparing.parts["selection"]),
+        confirming_images=0 if confirming is None else len(confirming.parts["selection"]),
+        unconfirmed=tuple(each.number for each in tried if each.meets_goal and not final[each.number].meets_goal),
     )
     return Found(recipe, job.outputs if _is_in_integers(chosen) else asked, report, measuring, goal)
+
+
+def _recipe_of(candidate: Candidate) -> tuple[Step, ...]:
+    return _RECIPE.validate_python(candidate.recipe)
 
 
 def with_fast_integers(job: Compress) -> tuple[OutputFormat, ...]:

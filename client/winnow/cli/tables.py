@@ -163,12 +163,23 @@ def _search(search: Document) -> list[RenderableType]:
     ending = endings[search["ended"]]
     tried = [candidate for candidate in search["candidates"] if candidate["number"] != search["original"]["number"]]
     shown = _worth_showing(search, tried)
-    table = _table(">tried", "steps", ">drop", ">bytes", ">median ms", ">bit operations", "")
+    confirming = search.get("confirming_images", 0)
+    table = _table(
+        ">tried",
+        "steps",
+        ">drop",
+        *([">confirming"] if confirming else []),
+        ">bytes",
+        ">median ms",
+        ">bit operations",
+        "",
+    )
     for candidate in [search["original"], *shown]:
         table.add_row(
             str(candidate["number"]),
             Text(_recipe_words(candidate["recipe"])),
             f"{candidate['drop_pp']:.2f} pp",
+            *([_or_dash(candidate["confirming_drop_pp"], "{:.2f} pp")] if confirming else []),
             f"{candidate['bytes']:,}",
             _or_dash(candidate["latency_ms"], "{:.3f}"),
             f"{candidate['operations']:,}",
@@ -176,6 +187,7 @@ def _search(search: Document) -> list[RenderableType]:
         )
     heading = Text(
         f"Search: {len(tried)} recipes tried in {search['seconds']:.0f} s, {ending}; drops on selection images"
+        + (f", of which {confirming:,} were kept back to confirm" if confirming else "")
     )
     left_out = len(tried) - len(shown)
     return [heading, table, *([Text(f"and {left_out} more in the report as JSON")] if left_out else [])]
@@ -194,7 +206,8 @@ def _marks(candidate: Document, search: Document) -> str:
     marks = {
         "delivered": number == search["delivered"],
         "front": number in search["front"],
-        "misses the goal": not candidate["meets_goal"],
+        "not confirmed": number in search.get("unconfirmed", ()),
+        "misses the goal": not candidate["meets_goal"] and number not in search.get("unconfirmed", ()),
     }
     return ", ".join(mark for mark, is_set in marks.items() if is_set)
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from jobs.errors import VerificationFailed
 from tests.workers.digits_network import digits, save_pt2, to_input, trained_network
+from workers.measurement import verify
 from workers.measurement.verify import Conditions, compare_outputs, verify_file
 
 CONDITIONS = Conditions(
@@ -96,6 +98,56 @@ def test_original_that_cannot_be_timed_is_not_held_against_the_delivered_file(tm
     assert found.original_error is not None
     assert "INVALID_PROTOBUF" in found.original_error or "original.onnx" in found.original_error
     assert (found.latency, found.speedup, found.agreement_percent) == (None, None, 100)
+
+
+class _NotWantedError(Exception):
+    """What a search raises that is to end."""
+
+
+def test_process_that_is_not_wanted_any_more_is_ended_at_once(
+    tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "LOOK_SECONDS", 0.01)
+    path, looks = save_linear_onnx(tmp_path / "model.onnx"), 0
+
+    def while_waiting() -> None:
+        nonlocal looks
+        looks += 1
+        if looks == 2:
+            raise _NotWantedError
+
+    with pytest.raises(_NotWantedError):
+        verify_file(
+            path,
+            "onnx",
+            inputs=inputs,
+            expected=expected_of("onnx", inputs),
+            original=path,
+            conditions=replace(CONDITIONS, latency_seconds=60.0),
+            scratch=tmp_path,
+            while_waiting=while_waiting,
+        )
+    assert looks == 2
+    assert not any("verify_process" in " ".join(child.cmdline()) for child in psutil.Process().children())
+
+
+def test_process_that_is_wanted_is_waited_for_however_often_one_looks(
+    tmp_path: Path, inputs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "LOOK_SECONDS", 0.01)
+    path, looks = save_linear_onnx(tmp_path / "model.onnx"), []
+    found = verify_file(
+        path,
+        "onnx",
+        inputs=inputs,
+        expected=expected_of("onnx", inputs),
+        original=path,
+        conditions=replace(CONDITIONS, latency_seconds=1.0),
+        scratch=tmp_path,
+        while_waiting=lambda: looks.append(1),
+    )
+    assert looks
+    assert found.agreement_percent == 100
 
 
 def test_changed_weights_fail(tmp_path: Path, inputs: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 from jobs.errors import RecipeRefused
 from jobs.report import Candidate
 from jobs.request import Goal, OutputFormat
+from workers.search.choosing import best_of, shortfalls
 from workers.search.front import drawing, front
-from workers.search.measuring import TimeIsUpError, best_of, shortfalls
+from workers.search.measuring import TimeIsUpError
 from workers.search.proposals import _narrowest
 from workers.search.search import Clock, deliverable
 

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.eligibility import SEARCHED_KINDS
 from jobs.inspection import Eligibility, LayerInfo, ModelInspection
-from jobs.recipe import PruneWinograd, QuantizeFixedPoint
+from jobs.recipe import PruneWeights, PruneWinograd, QuantizeFixedPoint
 from jobs.report import Candidate
 from jobs.request import Goal
 from workers.bench import Bench
@@ -112,6 +112,55 @@ def test_networks_that_integers_cannot_do_are_pruned() -> None:
     given = scene(("prune_weights",), learns=True, minimise="bytes")
     kinds = [[step.kind for step in proposal.recipe] for proposal in asked(proposals(given), lambda _: None)]
     assert kinds == [["prune_weights"], ["prune_weights", "finetune"]]
+
+
+class ForeseenPredictor:
+    """Twenty allocations, each of which costs a tenth of a point more than the one before."""
+
+    def __init__(self, *_: object) -> None:
+        self.asked: set[int] = set()
+
+    def ladder(self) -> list[dict[str, int]]:
+        return [{"conv": place} for place in range(20)]
+
+    def drop_of(self, bits: dict[str, int]) -> float:
+        self.asked.add(bits["conv"])
+        return 0.1 * bits["conv"]
+
+    def known_drop_of(self, bits: dict[str, int]) -> float | None:
+        return self.drop_of(bits) if bits["conv"] in self.asked else None
+
+
+@pytest.mark.parametrize("confirms", [False, True])
+def test_safer_allocations_are_tried_too_where_the_choice_may_be_refused(
+    monkeypatch: pytest.MonkeyPatch, confirms: bool
+) -> None:
+    monkeypatch.setattr("workers.search.proposals.Predictor", ForeseenPredictor)
+    given = replace(scene(("quantize_fixed_point",), minimise="bytes"), confirms=confirms)
+
+    def answer(proposal: Proposal) -> Candidate:
+        (step,) = proposal.recipe
+        assert isinstance(step, QuantizeFixedPoint)
+        return came_to(0.1 * step.layer_bits.get("conv", 0))
+
+    tried = asked(proposals(given), answer)
+    places = [
+        step.layer_bits.get("conv")
+        for (step,) in (each.recipe for each in tried)
+        if isinstance(step, QuantizeFixedPoint)
+    ]
+    assert max(place for place in places if place is not None and 0.1 * place <= 1.0) == 10
+    if confirms:
+        assert places[-2:] == [5, 2]
+        assert [each.predicted_drop_pp for each in tried[-2:]] == pytest.approx([0.5, 0.2])
+    else:
+        assert not {5, 2} & set(places)
+
+
+def test_pruning_is_tried_for_parts_of_the_limit_too_where_the_choice_may_be_refused() -> None:
+    given = replace(scene(("prune_weights",), minimise="bytes", max_accuracy_drop_pp=2.0), confirms=True)
+    steps = [proposal.recipe[0] for proposal in asked(proposals(given), lambda _: None)]
+    assert [step.max_drop_pp for step in steps if isinstance(step, PruneWeights)] == [2.0, 1.0, 0.5]
 
 
 def test_nothing_is_proposed_where_nothing_can_be_done() -> None:
