@@ -274,7 +274,10 @@ def _printed(text: str) -> dict[tuple[str, int], dict[str, float]]:
 
 
 def print_networks(batches: Sequence[int], rounds: int) -> None:
-    """Networks of benchmarks/winograd/networks.py, captured: cuDNN's in both orders of memory, exact and in TF32, and ours."""
+    """Networks of benchmarks/winograd/networks.py: cuDNN's in both orders of memory, exact and in TF32, and ours.
+
+    All are captured; float32 is also called from Python, as a program would: cuDNN's layer by layer, ours as `prepare` gives it.
+    """
     from benchmarks.winograd import networks  # here, because it needs ONNX
 
     builders = {
@@ -296,6 +299,8 @@ def print_networks(batches: Sequence[int], rounds: int) -> None:
             with ARITHMETICS[arithmetic].allowed():
                 candidates[f"{arithmetic} {kind}"] = _captured(partial(direct, given), pool)
                 errors[arithmetic] = _relative(direct(given), exact)
+            if arithmetic == "float32":
+                candidates[f"called float32 {kind}"] = partial(_called, direct, given)
         for m, (kind, memory) in itertools.product((2, 4), FORMATS.items()):
             given = x.contiguous(memory_format=memory)
             replaced = copy.deepcopy(model).to(memory_format=memory)  # type: ignore[call-overload]
@@ -304,14 +309,23 @@ def print_networks(batches: Sequence[int], rounds: int) -> None:
             with ARITHMETICS["float32"].allowed():
                 candidates[f"F{m} {kind}"] = _captured(partial(prepared, given), pool)
                 errors[f"F{m}"] = _relative(prepared(given), exact)
+            candidates[f"called F{m} {kind}"] = partial(_called, prepared, given)
         found = times(candidates, rounds)
         best = {one: min(found[f"{one} {kind}"] for kind in FORMATS) for one in ("float32", "default", "F2", "F4")}
-        ours = min(best["F2"], best["F4"])
+        called = {one: min(found[f"called {one} {kind}"] for kind in FORMATS) for one in ("float32", "F2", "F4")}
+        ours, ours_called = min(best["F2"], best["F4"]), min(called["F2"], called["F4"])
         rows.append(
             (f"{name} x{batch}", *(f"{ms:.3f} ({errors[one]:.0e})" for one, ms in best.items()),
-             f"{best['float32'] / ours:.2f}", f"{best['default'] / ours:.2f}")
+             f"{best['float32'] / ours:.2f}", f"{best['default'] / ours:.2f}",
+             f"{called['float32']:.3f}", f"{ours_called:.3f}", f"{called['float32'] / ours_called:.2f}")
         )  # fmt: skip
-    print(table(("ms (error)", "cuDNN float32", "cuDNN TF32", "F2", "F4", "ours to float32", "ours to TF32"), rows))
+    head = "ms (error)", "cuDNN float32", "cuDNN TF32", "F2", "F4", "ours to float32", "ours to TF32"
+    print(table((*head, "cuDNN float32, called", "ours, called", "ours to it"), rows))
+
+
+def _called(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    with ARITHMETICS["float32"].allowed():
+        return network(x)
 
 
 def times(candidates: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:

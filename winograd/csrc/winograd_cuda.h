@@ -68,8 +68,12 @@ WINOGRAD_API int winograd_cuda_transform_input(const winograd_problem *problem, 
                                                int32_t memory, const void *input, void *v, void *stream);
 
 /* Weights and V -> M of a chunk, all of float32, with an error as if float32 units had multiplied: see cuda/multiply.hpp.
- * C/groups must be a multiple of 4, and weights and V begin at multiples of 16 bytes. */
-WINOGRAD_API int winograd_cuda_multiply(const winograd_problem *problem, const winograd_cuda_chunk *chunk, int32_t memory,
+ * C/groups must be a multiple of 4, and weights and V begin at multiples of 16 bytes. `tile` numbers the parts into which the work
+ * may be cut, from 1 to WINOGRAD_CUDA_TILES (tests and benchmarks try each; the last two exist on sm_90 alone), or leaves the
+ * choice to the library. */
+enum { WINOGRAD_CUDA_ANY_TILE = 0, WINOGRAD_CUDA_TILES = 6 };
+
+WINOGRAD_API int winograd_cuda_multiply(const winograd_problem *problem, const winograd_cuda_chunk *chunk, int32_t memory, int32_t tile,
                                         const void *weights, const void *v, void *m, void *stream);
 
 /* M of a chunk -> these tiles of the output, dense in the order of `memory`, like the residual. */

@@ -104,7 +104,7 @@ class Stages:
             epilogue,
             *[pointer] * 2,
         )
-        library.winograd_cuda_multiply.argtypes = (problem, chunk, number, *[pointer] * 4)
+        library.winograd_cuda_multiply.argtypes = (problem, chunk, number, number, *[pointer] * 4)
         library.winograd_cuda_workspace_floats.argtypes = (problem, ctypes.c_int64, ctypes.POINTER(ctypes.c_int64))
         library.winograd_cuda_convolve.argtypes = (
             problem,

@@ -7,7 +7,7 @@
 `winograd::conv2d`, as it stands in a file, packs its weights anew in every call. Here they are packed once, additions and ReLUs
 happen where convolutions write their outputs, and images stay in channels_last between them. The program of a
 `winograd::integer_network` is packed once too. Where a whole network is float32, on the CPU and made of common operators, all of
-it becomes one call of compiled code.
+it becomes one call of compiled code; where it is on a CUDA device, its kernels are recorded, and started in one call.
 """
 
 import os
@@ -16,12 +16,14 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export.passes import move_to_device_pass
 
 from winograd import ops
 from winograd.fuse_epilogues import CONV2D, Conv2dCall, fuse_epilogues, may_write
 from winograd.keep_channels_last import keep_channels_last
 from winograd.packed_conv2d import PackedConv2d
 from winograd.prepared_integer_network import PreparedIntegerNetwork
+from winograd.recorded_network import RecordedNetwork
 from winograd.whole_network import put_into_one_call
 
 INTEGER_NETWORK = torch.ops.winograd.integer_network.default
@@ -29,13 +31,20 @@ INTEGER_NETWORK = torch.ops.winograd.integer_network.default
 Held = dict[str, Any]  # what the graph reads and calls, by name: tensors, modules, whatever torch.export puts there
 
 
-def load(file: str | os.PathLike[str] | IO[bytes], *, in_one_call: bool = True) -> "PreparedNetwork":
-    """Return the network in a .pt2 file, prepared to be run fast. in_one_call: as for `prepare`.
+def load(
+    file: str | os.PathLike[str] | IO[bytes], *, device: str | torch.device | None = None, in_one_call: bool = True
+) -> "PreparedNetwork":
+    """Return the network in a .pt2 file, prepared to be run fast on a device, or on that for which the file was written.
+
+    in_one_call: as for `prepare`.
 
     **Load only files that you trust**, such as those that you downloaded from your own Winnow service: torch.export.load, which
     opens the file, unpickles what it finds pickled in it, and so can be made to run any code. Raises what it raises.
     """
-    return prepare(torch.export.load(file).module(), in_one_call=in_one_call)
+    program = torch.export.load(file)
+    if device is not None:
+        program = move_to_device_pass(program, torch.device(device))
+    return prepare(program.module(), in_one_call=in_one_call)
 
 
 def prepare(network: nn.Module, *, in_one_call: bool = True) -> "PreparedNetwork":
@@ -60,30 +69,33 @@ def prepare(network: nn.Module, *, in_one_call: bool = True) -> "PreparedNetwork
     if why_not:
         _prepare_calls(graph, held)
     _add_checks(graph)
-    whole = fx.GraphModule({name: _frozen(held[name]) for name in _names(graph)}, graph, "Network")
+    whole: nn.Module = fx.GraphModule({name: _frozen(held[name]) for name in _names(graph)}, graph, "Network")
+    if in_one_call and _is_on_cuda(held):
+        return PreparedNetwork(RecordedNetwork(whole), why_not_in_one_call="")
     return PreparedNetwork(whole, why_not_in_one_call=why_not)
 
 
 class PreparedNetwork(nn.Module):
     """A network for inference, called as the one that it was prepared from; gradients don't flow through it.
 
-    `in_one_call` says whether compiled code computes all of it in one call; if not, `why_not_in_one_call` says why, in words.
+    `in_one_call` says whether all of it is computed in one call; if not, `why_not_in_one_call` says why, in words. On a CUDA device
+    the first call for each shape of inputs records it, and takes longer; whether it can be recorded is known after the first.
     """
 
-    def __init__(self, network: fx.GraphModule, *, why_not_in_one_call: str) -> None:
+    def __init__(self, network: nn.Module, *, why_not_in_one_call: str) -> None:
         super().__init__()
         self.network = network
         self._why_not_in_one_call = why_not_in_one_call
 
     @property
     def in_one_call(self) -> bool:
-        """Whether compiled code computes the whole network in one call, without Python between its layers."""
-        return not self._why_not_in_one_call
+        """Whether the whole network is computed in one call, without Python between its layers."""
+        return not self.why_not_in_one_call
 
     @property
     def why_not_in_one_call(self) -> str:
         """Why it runs operator by operator; empty where it doesn't."""
-        return self._why_not_in_one_call
+        return self.network.why_not if isinstance(self.network, RecordedNetwork) else self._why_not_in_one_call
 
     def forward(self, *inputs: Any, **named: Any) -> Any:  # whatever the network takes and returns
         """Run the network. Raises ValueError for an input of another size than it was exported for."""
@@ -145,6 +157,18 @@ def _add_checks(graph: fx.Graph) -> None:
             fixed = tuple((place, size) for place, size in enumerate(value.shape) if isinstance(size, int))
             with graph.inserting_after(placeholders[-1]):
                 graph.call_function(check_sizes, (node, str(node.target), value.dim(), fixed))
+
+
+def _is_on_cuda(held: Held) -> bool:
+    """Whether all tensors that the network reads are on CUDA devices, and there are some."""
+    tensors = [x for value in held.values() for x in _tensors_of(value)]
+    return bool(tensors) and all(x.is_cuda for x in tensors)
+
+
+def _tensors_of(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    return [*value.parameters(), *value.buffers()] if isinstance(value, nn.Module) else []
 
 
 # ---- What it holds --------------------------------------------------------------------------------------------------------

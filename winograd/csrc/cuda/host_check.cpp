@@ -57,30 +57,42 @@ struct HostLaunch {
   template <class V>
   void operator()(V, const MultiplyStage& stage) const {
     using Tile = typename V::Tile;
+    // With channels first, channels of V are lines; and groups of warps have V for the rows.
+    constexpr bool a_is_across = !V::channels_last && is_of_warpgroups<Tile>, b_is_across = !V::channels_last && !is_of_warpgroups<Tile>;
     for (uint32_t block = 0; block < stage.blocks; ++block) {
       const PlaceOfBlock place = place_of_block<Tile>(stage, block);
       for (int row = place.first_row; row < std::min(stage.rows, place.first_row + Tile::rows); ++row) {
         for (int column = place.first_column; column < std::min(stage.columns, place.first_column + Tile::columns); ++column) {
-          stage.d[place.matrix * stage.d_matrix + int64_t{row} * stage.columns + column] =
-              product<V::channels_last>(stage, place.matrix, row, column);
+          const int64_t at = a_is_across ? int64_t{column} * stage.rows + row : int64_t{row} * stage.columns + column;
+          const Line a = {stage.a + place.matrix * stage.a_matrix, a_is_across, row, stage.rows, stage.depth};
+          const Line b = {stage.b + place.matrix * stage.b_matrix, b_is_across, column, stage.columns, stage.depth};
+          stage.d[place.matrix * stage.d_matrix + at] = product(a, b, stage.depth);
         }
       }
     }
   }
 
  private:
+  // One row or column of a factor: its channels are neighbours, or `count` numbers apart.
+  struct Line {
+    const float* matrix;
+    bool is_across;
+    int number, count, depth;
+
+    float operator[](int channel) const {
+      return is_across ? matrix[int64_t{channel} * count + number] : matrix[int64_t{number} * depth + channel];
+    }
+  };
+
   // What tensor cores read of a number.
   static float read(uint32_t bits) { return from_raw_bits(bits & ~kDroppedBits); }
 
-  template <bool channels_last>
-  static float product(const MultiplyStage& stage, int64_t matrix, int row, int column) {
-    const float* a = stage.a + matrix * stage.a_matrix + int64_t{row} * stage.depth;
-    const float* b = stage.b + matrix * stage.b_matrix + (channels_last ? int64_t{column} * stage.depth : column);
+  static float product(const Line& a, const Line& b, int depth) {
     float sum = 0.0f;
-    for (int first = 0; first < stage.depth; first += kDepthOfStep) {
+    for (int first = 0; first < depth; first += kDepthOfStep) {
       float part = 0.0f;
-      for (int channel = first; channel < std::min(stage.depth, first + kDepthOfStep); ++channel) {
-        const Split x = split(a[channel]), y = split(b[channels_last ? channel : int64_t{channel} * stage.columns]);
+      for (int channel = first; channel < std::min(depth, first + kDepthOfStep); ++channel) {
+        const Split x = split(a[channel]), y = split(b[channel]);
         part += read(x.low) * read(y.high);
         part += read(x.high) * read(y.low);
         part += read(x.high) * read(y.high);
@@ -91,7 +103,7 @@ struct HostLaunch {
   }
 };
 
-constexpr int kProcessors = 132;  // of an H100: the choice of tiles depends on it
+constexpr Processors kProcessors{132, true};  // an H100's: the choice of tiles depends on it
 
 }  // namespace
 
@@ -121,9 +133,9 @@ int winograd_cuda_workspace_floats(const winograd_problem* problem, int64_t chun
   return guarded([&] { *floats = workspace_of(*problem, chunk_tiles).floats; });
 }
 
-int winograd_cuda_multiply(const winograd_problem* problem, const winograd_cuda_chunk* chunk, int32_t memory, const void* weights,
-                           const void* v, void* m, void*) {
-  return guarded([&] { multiply_stage(*problem, *chunk, memory, weights, v, m, kProcessors, HostLaunch{}); });
+int winograd_cuda_multiply(const winograd_problem* problem, const winograd_cuda_chunk* chunk, int32_t memory, int32_t tile,
+                           const void* weights, const void* v, void* m, void*) {
+  return guarded([&] { multiply_stage(*problem, *chunk, memory, tile, weights, v, m, kProcessors, HostLaunch{}); });
 }
 
 int winograd_cuda_convolve(const winograd_problem* problem, int64_t chunk_tiles, int32_t memory, const void* input,
@@ -131,7 +143,7 @@ int winograd_cuda_convolve(const winograd_problem* problem, int64_t chunk_tiles,
                            winograd_cuda_done* done) {
   return guarded([&] {
     const auto multiply = [&](const winograd_cuda_chunk& chunk, const float* v, float* m) {
-      return multiply_stage(*problem, chunk, memory, weights, v, m, kProcessors, HostLaunch{});
+      return multiply_stage(*problem, chunk, memory, WINOGRAD_CUDA_ANY_TILE, weights, v, m, kProcessors, HostLaunch{});
     };
     const Multiplied all = convolve_in_chunks(*problem, chunk_tiles, memory, input, *epilogue, static_cast<float*>(workspace), output,
                                               stream, multiply);

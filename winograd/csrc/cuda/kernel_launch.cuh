@@ -9,7 +9,9 @@ namespace winograd::cuda {
 
 struct Device {
   int number, processors;
-  bool has_dependent_launches;  // sm_90 and later
+  int major;  // of its architecture
+
+  bool has_dependent_launches() const { return major >= 9; }
 };
 
 inline void require_success(cudaError_t error, const char* what) {
@@ -18,14 +20,14 @@ inline void require_success(cudaError_t error, const char* what) {
 
 // The current device; what is asked about it is remembered, for each thread.
 inline Device this_device() {
-  thread_local Device known{-1, 0, false};
+  thread_local Device known{-1, 0, 0};
   int number = 0;
   require_success(cudaGetDevice(&number), "start a Winograd kernel");
   if (number != known.number) {
     int processors = 0, major = 0;
     require_success(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, number), "tell its processors");
     require_success(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, number), "tell its version");
-    known = {number, processors, major >= 9};
+    known = {number, processors, major};
   }
   return known;
 }
@@ -44,7 +46,7 @@ void launch_kernel(void (*kernel)(const Stage), const Stage& stage, dim3 blocks,
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   config.attrs = &attribute;
-  config.numAttrs = this_device().has_dependent_launches ? 1 : 0;
+  config.numAttrs = this_device().has_dependent_launches() ? 1 : 0;
   require_success(cudaLaunchKernelEx(&config, kernel, stage), "start a Winograd kernel");
 }
 

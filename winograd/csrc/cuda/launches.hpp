@@ -5,10 +5,12 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
 #include "../winograd_cuda.h"
 #include "multiply.hpp"
@@ -352,9 +354,20 @@ struct MultiplyVariant {
 
 inline constexpr int kLargestDepth = 1 << 24;
 
+// What a device has, as far as the choice of a tile depends on it.
+struct Processors {
+  int count;
+  bool have_warpgroups;  // sm_90 alone
+};
+
+using TallTile = MultiplyTile<128, 64, 64, 32, 3>;
+using SquareTile = MultiplyTile<64, 64, 32, 32, 4>;
+using FlatTile = MultiplyTile<32, 64, 16, 32, 4>;
+using NarrowTile = MultiplyTile<64, 32, 32, 16, 4>;
+
 // Of one tile: how many blocks share a multiprocessor, how fast they are beside the tallest, and what a wave of them costs
-// beyond its multiplications, in multiplications per channel. Fitted to 174 matrix multiplications on an H100, of which
-// the chosen tile takes 2.6 % longer than the best one, in the geometric mean, and 24 % at most (docs/winograd.md).
+// beyond its multiplications, in multiplications per channel. Fitted to 206 matrix multiplications on an H100, of which
+// the chosen tile takes 1.0 % longer than the best one, in the geometric mean, and 29 % at most (docs/winograd.md).
 struct TileSpeed {
   int resident;
   double efficiency, wave;
@@ -367,28 +380,45 @@ double estimated_time(const MultiplyStage& stage, int64_t matrices, int processo
   return static_cast<double>(of_processor * Tile::rows * Tile::columns) / speed.efficiency + static_cast<double>(waves) * speed.wave;
 }
 
-using TallTile = MultiplyTile<128, 64, 64, 32, 3>;
-using SquareTile = MultiplyTile<64, 64, 32, 32, 4>;
-using FlatTile = MultiplyTile<32, 64, 16, 32, 4>;
-using NarrowTile = MultiplyTile<64, 32, 32, 16, 4>;
+// Groups of warps take the tiles of the image for rows in either order of memory.
+template <bool channels_last>
+MultiplyStage with_tiles_as_rows(MultiplyStage stage) {
+  if constexpr (!channels_last) {
+    std::swap(stage.a, stage.b);
+    std::swap(stage.a_matrix, stage.b_matrix);
+    std::swap(stage.rows, stage.columns);
+  }
+  return stage;
+}
 
-template <class Body>
-void with_tile(const MultiplyStage& stage, int64_t matrices, int processors, const Body& body) {
-  double best = std::numeric_limits<double>::infinity();
-  int chosen = 0, number = 0;
-  const auto consider = [&](double time) {
-    if (time < best) best = time, chosen = number;
-    ++number;
+// Calls body(tile, stage) with the tile of that number, or, for WINOGRAD_CUDA_ANY_TILE, with the one that takes least time.
+template <bool channels_last, class Body>
+void with_tile(int32_t number, const MultiplyStage& stage, int64_t matrices, Processors processors, const Body& body) {
+  const MultiplyStage by_tiles = with_tiles_as_rows<channels_last>(stage);
+  const auto time = [&](auto tile, const MultiplyStage& of, TileSpeed speed) {
+    return estimated_time<decltype(tile)>(of, matrices, processors.count, speed);
   };
-  consider(estimated_time<TallTile>(stage, matrices, processors, {2, 1.0, 4000}));
-  consider(estimated_time<SquareTile>(stage, matrices, processors, {3, 0.95, 3000}));
-  consider(estimated_time<FlatTile>(stage, matrices, processors, {4, 0.8, 2000}));
-  consider(estimated_time<NarrowTile>(stage, matrices, processors, {4, 0.8, 2000}));
-  switch (chosen) {
-    case 0: return body(TallTile{});
-    case 1: return body(SquareTile{});
-    case 2: return body(FlatTile{});
-    default: return body(NarrowTile{});
+  if (number == WINOGRAD_CUDA_ANY_TILE) {
+    constexpr double never = std::numeric_limits<double>::infinity();
+    const std::array<double, WINOGRAD_CUDA_TILES> times{
+        time(TallTile{}, stage, {2, 1.0, 4000}),
+        time(SquareTile{}, stage, {3, 0.95, 3000}),
+        time(FlatTile{}, stage, {4, 0.8, 2000}),
+        time(NarrowTile{}, stage, {4, 0.8, 2000}),
+        processors.have_warpgroups ? time(WideTile{}, by_tiles, {1, 1.3, 0}) : never,
+        processors.have_warpgroups ? time(HighTile{}, by_tiles, {1, 1.3, 2000}) : never,
+    };
+    number = 1 + static_cast<int32_t>(std::min_element(times.begin(), times.end()) - times.begin());
+  }
+  require(number <= 4 || processors.have_warpgroups, "this device has no multiplication by groups of warps: only sm_90 has.");
+  switch (number) {
+    case 1: return body(TallTile{}, stage);
+    case 2: return body(SquareTile{}, stage);
+    case 3: return body(FlatTile{}, stage);
+    case 4: return body(NarrowTile{}, stage);
+    case 5: return body(WideTile{}, by_tiles);
+    case 6: return body(HighTile{}, by_tiles);
+    default: throw Refusal("tile must be between 0 and " + std::to_string(WINOGRAD_CUDA_TILES) + ".");
   }
 }
 
@@ -397,9 +427,25 @@ struct Multiplied {
   int64_t gemms, multiplications;
 };
 
+template <bool channels_last, class Launch>
+void multiply_matrices(int32_t tile_number, MultiplyStage stage, int64_t matrices, Processors processors, const Launch& launch) {
+  stage.a_matrix = int64_t{stage.rows} * stage.depth;
+  stage.b_matrix = int64_t{stage.columns} * stage.depth;
+  stage.d_matrix = int64_t{stage.rows} * stage.columns;
+  with_tile<channels_last>(tile_number, stage, matrices, processors, [&](auto tile, MultiplyStage of) {
+    using Tile = decltype(tile);
+    of.row_blocks = static_cast<uint32_t>(ceil_div(of.rows, Tile::rows));
+    of.column_blocks = static_cast<uint32_t>(ceil_div(of.columns, Tile::columns));
+    require(matrices <= kLargestCount / (int64_t{of.row_blocks} * of.column_blocks),
+            "a chunk of this many tiles and filters needs more than 2^31 - 1 blocks of threads: make it smaller.");
+    of.blocks = static_cast<uint32_t>(matrices * of.row_blocks * of.column_blocks);
+    launch(MultiplyVariant<Tile, channels_last>{}, of);
+  });
+}
+
 template <class Launch>
-Multiplied multiply_stage(const winograd_problem& problem, const winograd_cuda_chunk& chunk, int32_t memory, const void* weights,
-                          const void* v, void* m, int processors, const Launch& launch) {
+Multiplied multiply_stage(const winograd_problem& problem, const winograd_cuda_chunk& chunk, int32_t memory, int32_t tile,
+                          const void* weights, const void* v, void* m, Processors processors, const Launch& launch) {
   const Geometry geometry = geometry_of(problem);
   const bool last = is_channels_last(memory);
   check_chunk(chunk, count_tiles(problem, geometry));
@@ -414,22 +460,14 @@ Multiplied multiply_stage(const winograd_problem& problem, const winograd_cuda_c
   stage.rows = last ? tiles : geometry.filters_per_block;
   stage.columns = last ? geometry.filters_per_block : tiles;
   stage.depth = geometry.channels_per_group;
-  stage.a_matrix = int64_t{stage.rows} * stage.depth;
-  stage.b_matrix = int64_t{stage.columns} * stage.depth;
-  stage.d_matrix = int64_t{stage.rows} * stage.columns;
   stage.by_pairs = stage.columns % 2 == 0 && is_aligned(m, 2 * sizeof(float));
   require(stage.depth % 4 == 0 && stage.depth <= kLargestDepth && is_aligned(v, 16) && is_aligned(weights, 16),
           "winograd_cuda_multiply takes a multiple of four channels of a group, 2^24 at most, and V and weights at multiples of 16 bytes.");
-  with_tile(stage, matrices, processors, [&](auto tile) {
-    using Tile = decltype(tile);
-    stage.row_blocks = static_cast<uint32_t>(ceil_div(stage.rows, Tile::rows));
-    stage.column_blocks = static_cast<uint32_t>(ceil_div(stage.columns, Tile::columns));
-    require(matrices <= kLargestCount / (int64_t{stage.row_blocks} * stage.column_blocks),
-            "a chunk of this many tiles and filters needs more than 2^31 - 1 blocks of threads: make it smaller.");
-    stage.blocks = static_cast<uint32_t>(matrices * stage.row_blocks * stage.column_blocks);
-    if (last) return launch(MultiplyVariant<Tile, true>{}, stage);
-    return launch(MultiplyVariant<Tile, false>{}, stage);
-  });
+  if (last) {
+    multiply_matrices<true>(tile, stage, matrices, processors, launch);
+  } else {
+    multiply_matrices<false>(tile, stage, matrices, processors, launch);
+  }
   return {matrices, matrices * chunk.tiles * geometry.filters_per_block * stage.depth};
 }
 

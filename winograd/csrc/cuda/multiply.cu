@@ -1,36 +1,11 @@
-// M = V U^T of float32 numbers on tensor cores (multiply.hpp). Copies into shared memory run several steps ahead (cp.async).
-//
-// In shared memory, rows of 32 channels take 128 bytes, and their eight pieces of 16 bytes are permuted by the number of the
-// row, so that ldmatrix, which reads the same piece of eight rows, meets every bank once. [depth, columns] lies as it is, eight
-// floats apart from a multiple of 32, for the same reason.
+// M = V U^T of float32 numbers on tensor cores (multiply.hpp) by warps of 32 threads (mma.sync), which every device from sm_80 on has.
 #include "convolve.hpp"
 #include "kernel_launch.cuh"
-#include "multiply.hpp"
+#include "multiply_panel.cuh"
+#include "multiply_warpgroups.cuh"
 
 namespace winograd::cuda {
 namespace {
-
-inline constexpr int kPieces = kDepthOfStep / 4;  // of 16 bytes
-inline constexpr int kPadding = 8;
-
-__device__ uint32_t shared_address(const void* pointer) { return static_cast<uint32_t>(__cvta_generic_to_shared(pointer)); }
-
-// Zeros where nothing is to be read.
-__device__ void copy_16(uint32_t to, const float* from, bool exists) {
-  const int bytes = exists ? 16 : 0;
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes));
-}
-__device__ void close_group() { asm volatile("cp.async.commit_group;"); }
-template <int allowed>
-__device__ void wait_for_groups() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(allowed));
-}
-
-__device__ void load_matrices(uint32_t (&words)[4], uint32_t address) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
-               : "r"(address));
-}
 
 __device__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(
@@ -38,54 +13,6 @@ __device__ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
-
-// One step of an operand in shared memory: lines of 16-byte pieces, which are `size` rows or columns of 32 channels, or 32
-// channels of `size` columns.
-template <int size, bool depth_is_fast, int threads>
-struct Panel {
-  static constexpr int lines = depth_is_fast ? size : kDepthOfStep;
-  static constexpr int pieces = (depth_is_fast ? kDepthOfStep : size) / 4;
-  static constexpr int stride = depth_is_fast ? kDepthOfStep : size + kPadding;  // floats
-  static constexpr int bytes = lines * stride * 4;
-  static constexpr int lines_at_once = threads / pieces, rounds = lines / lines_at_once;
-  static_assert(threads % pieces == 0 && lines % lines_at_once == 0 && (!depth_is_fast || lines_at_once % kPieces == 0));
-
-  // What this thread copies: one piece of every `lines_at_once`-th line.
-  const float* from;
-  uint32_t to;
-  int line, piece, line_count, piece_floats, distance;  // distance: of lines, in memory
-
-  // `first` of `count` rows or columns; `depth` channels.
-  __device__ Panel(const float* matrix, int first, int count, int depth) {
-    line = static_cast<int>(threadIdx.x) / pieces;
-    piece = static_cast<int>(threadIdx.x) % pieces;
-    if constexpr (depth_is_fast) {
-      from = matrix + int64_t{first + line} * depth + piece * 4;
-      to = place(line, piece);
-      line_count = count - first, piece_floats = depth, distance = depth;
-    } else {
-      from = matrix + int64_t{line} * count + first + piece * 4;
-      to = static_cast<uint32_t>(line * stride + piece * 4) * 4;
-      line_count = depth, piece_floats = count - first, distance = count;
-    }
-  }
-
-  // Copies the next 32 channels into the memory at `shared`; zeros where there are no more.
-  __device__ void fetch(uint32_t shared) {
-    WINOGRAD_UNROLL for (int round = 0; round < rounds; ++round) {
-      const bool exists = piece * 4 < piece_floats && line + round * lines_at_once < line_count;
-      copy_16(shared + to + round * (lines_at_once * stride * 4), from + round * lines_at_once * int64_t{distance}, exists);
-    }
-    if constexpr (depth_is_fast) {
-      from += kDepthOfStep, piece_floats -= kDepthOfStep;
-    } else {
-      from += int64_t{kDepthOfStep} * distance, line_count -= kDepthOfStep;
-    }
-  }
-
-  // Where 16 bytes of 32 channels are, in bytes.
-  static __device__ uint32_t place(int row, int piece) { return row * (kDepthOfStep * 4) + (piece ^ (row & (kPieces - 1))) * 16; }
-};
 
 template <class Tile, bool channels_last>
 __global__ void __launch_bounds__(Tile::threads) multiply_kernel(const __grid_constant__ MultiplyStage stage) {
@@ -98,8 +25,8 @@ __global__ void __launch_bounds__(Tile::threads) multiply_kernel(const __grid_co
   constexpr uint32_t bytes_of_step = A::bytes + B::bytes;
 
   const PlaceOfBlock place = place_of_block<Tile>(stage, blockIdx.x);
-  A a(stage.a + place.matrix * stage.a_matrix, place.first_row, stage.rows, stage.depth);
-  B b(stage.b + place.matrix * stage.b_matrix, place.first_column, stage.columns, stage.depth);
+  A a(stage.a + place.matrix * stage.a_matrix, place.first_row, stage.rows, stage.depth, threadIdx.x);
+  B b(stage.b + place.matrix * stage.b_matrix, place.first_column, stage.columns, stage.depth, threadIdx.x);
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int warp_row = warp / (Tile::columns / Tile::warp_columns) * Tile::warp_rows;
   const int warp_column = warp % (Tile::columns / Tile::warp_columns) * Tile::warp_columns;
@@ -108,8 +35,9 @@ __global__ void __launch_bounds__(Tile::threads) multiply_kernel(const __grid_co
   const auto fetch = [&](int step) {
     if (step < steps) {
       const uint32_t to = shared + step % Tile::steps * bytes_of_step;
-      a.fetch(to);
-      b.fetch(to + A::bytes);
+      a.copy(to);
+      b.copy(to + A::bytes);
+      a.advance(), b.advance();
     }
     close_group();
   };
@@ -211,22 +139,38 @@ struct DeviceLaunch {
 
   template <class Tile, bool channels_last>
   void operator()(MultiplyVariant<Tile, channels_last>, const MultiplyStage& stage) const {
-    constexpr auto kernel = multiply_kernel<Tile, channels_last>;
-    constexpr int bytes =
-        Tile::steps * (Panel<Tile::rows, true, Tile::threads>::bytes + Panel<Tile::columns, channels_last, Tile::threads>::bytes);
-    allow_shared_memory<kernel>(bytes);
-    launch_kernel(kernel, stage, dim3(stage.blocks), dim3(Tile::threads), bytes, stream);
+    if constexpr (is_of_warpgroups<Tile>) {
+      multiply_by_warpgroups<Tile, channels_last>(stage, stream);
+    } else {
+      constexpr auto kernel = multiply_kernel<Tile, channels_last>;
+      constexpr int bytes =
+          Tile::steps * (Panel<Tile::rows, true, Tile::threads>::bytes + Panel<Tile::columns, channels_last, Tile::threads>::bytes);
+      allow_shared_memory<kernel>(bytes);
+      launch_kernel(kernel, stage, dim3(stage.blocks), dim3(Tile::threads), bytes, stream);
+    }
   }
 };
+
+// What is asked about a device is remembered, for each thread.
+Processors processors() {
+  thread_local int asked_about = -1;
+  thread_local Processors known{};
+  const Device device = this_device();
+  if (device.number != asked_about) {
+    known = {device.processors, device.major == 9 && warpgroups_are_compiled()};
+    asked_about = device.number;
+  }
+  return known;
+}
 
 }  // namespace
 }  // namespace winograd::cuda
 
-extern "C" int winograd_cuda_multiply(const winograd_problem* problem, const winograd_cuda_chunk* chunk, int32_t memory,
+extern "C" int winograd_cuda_multiply(const winograd_problem* problem, const winograd_cuda_chunk* chunk, int32_t memory, int32_t tile,
                                       const void* weights, const void* v, void* m, void* stream) {
   using namespace winograd::cuda;
   return guarded([&] {
-    multiply_stage(*problem, *chunk, memory, weights, v, m, this_device().processors, DeviceLaunch{stream});
+    multiply_stage(*problem, *chunk, memory, tile, weights, v, m, processors(), DeviceLaunch{stream});
   });
 }
 
@@ -236,7 +180,7 @@ extern "C" int winograd_cuda_convolve(const winograd_problem* problem, int64_t c
   using namespace winograd::cuda;
   return guarded([&] {
     const auto multiply = [&](const winograd_cuda_chunk& chunk, const float* v, float* m) {
-      return multiply_stage(*problem, chunk, memory, weights, v, m, this_device().processors, DeviceLaunch{stream});
+      return multiply_stage(*problem, chunk, memory, WINOGRAD_CUDA_ANY_TILE, weights, v, m, processors(), DeviceLaunch{stream});
     };
     const Multiplied all = convolve_in_chunks(*problem, chunk_tiles, memory, input, *epilogue, static_cast<float*>(workspace), output,
                                               stream, multiply);

@@ -36,6 +36,25 @@ struct MultiplyTile {
   static constexpr int warps = rows / warp_rows * (columns / warp_columns), threads = 32 * warps;
 };
 
+// Made by groups of four warps, each of which makes 64 rows; others fetch for them.
+inline constexpr int kThreadsOfGroup = 128;
+
+// Registers are those of a thread of either kind; together they are what the threads begin with, so that none waits for ever.
+template <int groups_, int columns_, int registers_, int fetching_groups_, int registers_to_fetch_>
+struct WarpgroupTile {
+  static constexpr int groups = groups_, rows = 64 * groups, columns = columns_, registers = registers_;
+  static constexpr int fetching_threads = fetching_groups_ * kThreadsOfGroup, registers_to_fetch = registers_to_fetch_;
+  static constexpr int multiplying_threads = groups * kThreadsOfGroup, threads = multiplying_threads + fetching_threads;
+  static_assert(multiplying_threads * registers + fetching_threads * registers_to_fetch <= threads * (65536 / threads / 8 * 8));
+};
+using WideTile = WarpgroupTile<2, 128, 208, 2, 48>;
+using HighTile = WarpgroupTile<3, 64, 144, 1, 80>;
+
+template <class Tile>
+inline constexpr bool is_of_warpgroups = false;
+template <int... numbers>
+inline constexpr bool is_of_warpgroups<WarpgroupTile<numbers...>> = true;
+
 struct PlaceOfBlock {
   int64_t matrix;
   int first_row, first_column;
