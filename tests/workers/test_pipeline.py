@@ -8,11 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional
 
 from jobs.errors import ErrorCode
 from jobs.folder import Outcome, Progress
 from jobs.report import Report
-from tests.workers.digits_network import digits, held_out, lay_out_job, save_pt2
+from tests.workers.digits_network import digits, held_out, lay_out_job, save_pt2, to_input, trained_network
+from tests.workers.networks import save_pt2 as save_module_as_pt2
 from workers import delivery
 from workers.bench import Bench
 from workers.measurement.accuracy import Right
@@ -254,6 +257,46 @@ def test_f8_integers_are_delivered_as_one_operator_that_computes_them(tmp_path: 
     assert "pt2_integers" in report.verdict.sentence
     written = [(folder / "outputs" / "model.integers.pt2").read_bytes() for folder in folders]
     assert written[0] == written[1]
+
+
+class ResizedDigits(nn.Module):
+    """The digits' network on images that were resized bilinearly to and fro, neither time by a whole factor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trained_network()
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        larger = functional.interpolate(image, size=(13, 11), mode="bilinear", align_corners=True)
+        result: torch.Tensor = self.network(functional.interpolate(larger, size=(8, 8), mode="bilinear"))
+        return result
+
+
+def test_f8_images_resized_bilinearly_are_delivered_and_verified_in_integers(tmp_path: Path) -> None:
+    model = save_module_as_pt2(ResizedDigits().eval(), to_input(digits()[0][:4]), tmp_path / "resized.pt2")
+    folder = lay_out_job(
+        tmp_path / "job",
+        model,
+        held_out(),
+        recipe=[{"kind": "quantize_fixed_point", "calibration_images": 200}],
+        outputs=["onnx", "pt2", "c", "pt2_integers"],
+    )
+    outcome, _ = run(folder)
+    assert outcome.error is None, outcome.error
+    report = report_of(folder)
+    files = {file.format: file for file in report.files}
+    assert files.keys() == {"onnx", "pt2", "c"}
+    (warning,) = [warning for warning in report.warnings if "not written" in warning]
+    assert "resizes images bilinearly, which that operator doesn't do." in warning
+    assert report.integers is not None
+    assert (report.integers.differing_logits, report.integers.overflows) == (0, 0)
+    assert files["pt2"].max_abs_difference == 0
+    assert files["c"].accuracy == files["pt2"].accuracy == report.accuracy_after
+    assert files["onnx"].agreement_percent is not None
+    assert files["onnx"].agreement_percent >= 99
+    assert report.accuracy_before is not None
+    assert report.accuracy_after is not None
+    assert report.accuracy_after.percent > report.accuracy_before.percent - 3
 
 
 def lay_out_wide(folder: Path, model: Path, outputs: list[str]) -> Path:

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, fx
 
 from workers.compression.fixed_point_lengths import Lengths
-from workers.compression.fixed_point_moves import channels_of, padding_of, slice_of
+from workers.compression.fixed_point_moves import channels_of, padding_of, sampling_of, slice_of
 from workers.compression.fixed_point_plan import Plan, Planned, as_list
 from workers.compression.fixed_point_winograd import input_transform, output_transform
 from workers.fixed_point.coding import Coding
 from workers.fixed_point.network import (
     Addition,
     AveragePool,
+    BilinearResize,
     Concatenation,
     Convolution,
     IntegerNetwork,
@@ -241,7 +242,7 @@ class Emission:
         self._add(Table(planned.sources[0], planned.output, function, tables, tuple(row.tolist())), coding)
 
     def _add_moved(self, planned: Planned) -> None:
-        """Operations that take integers from one place to another."""
+        """Operations that take integers from one place to another, with the lengths that they have."""
         node, source = planned.main, planned.sources[0]
         given, before, after = self.coding(source), self.values[source].shape, self.plan.shapes[planned.output]
         lengths, output = given.lengths, planned.output
@@ -251,6 +252,8 @@ class Emission:
                 operation = MaxPool(source, output, *(pair(argument) for argument in node.args[1:5]))
             case "upsample":
                 operation = NearestUpsample(source, output, (after[1] // before[1], after[2] // before[2]))
+            case "resize":
+                operation = BilinearResize(source, output, *(axis.taps() for axis in sampling_of(node, before, after)))
             case "slice":
                 start, stop, step = slice_of(node, before)
                 operation, lengths = Slice(source, output, start, stop, step), lengths[start[0] : stop[0] : step[0]]

@@ -1,15 +1,16 @@
-"""Operations that take integers from one place to another: what they cut and pad, and where each channel comes from."""
+"""Operations that take integers from one place to another: what they cut, pad and mix, and where each channel comes from."""
 
 import math
 
 from torch import fx
 
 from workers.compression.fixed_point_plan import Kind, Plan, Planned, as_list
+from workers.fixed_point.interpolation import Sampling
 from workers.fixed_point.network import Shape
 
 Channel = tuple[str, int]  # of a tensor
 
-_SAME_CHANNELS: frozenset[Kind] = frozenset({"max_pool", "upsample"})
+_SAME_CHANNELS: frozenset[Kind] = frozenset({"max_pool", "upsample", "resize"})
 
 
 def slice_of(node: fx.Node, shape: Shape) -> tuple[Shape, Shape, Shape]:
@@ -27,6 +28,17 @@ def padding_of(node: fx.Node, shape: Shape) -> tuple[Shape, Shape]:
     amounts = [int(str(number)) for number in as_list(node.args[1])]
     amounts += [0] * (2 * len(shape) - len(amounts))
     return _shape(amounts[0::2][::-1]), _shape(amounts[1::2][::-1])
+
+
+def sampling_of(node: fx.Node, before: Shape, after: Shape) -> tuple[Sampling, Sampling]:
+    """Downwards and sideways, where a bilinear resizing of an image of shape `before` takes its numbers from."""
+    align_corners, scales = bool(node.args[2]), node.args[3]
+    asked = (None, None) if scales is None else [float(str(scale)) for scale in as_list(scales)]
+    rows, columns = (
+        Sampling.of(*sizes, align_corners=align_corners, scale=scale)
+        for *sizes, scale in zip(before[1:], after[1:], asked, strict=True)
+    )
+    return rows, columns
 
 
 def channels_of(plan: Plan, name: str) -> list[Channel | None]:

@@ -29,11 +29,13 @@ from workers.models.tail import logits_of
 
 Kind = Literal[
     "convolution", "linear", "add", "multiply", "max_pool", "average_pool", "table", "requantize", "concatenate", "slice",
-    "pad", "upsample", "reshape", "permute", "input_transform", "output_transform",
+    "pad", "upsample", "resize", "reshape", "permute", "input_transform", "output_transform",
 ]  # fmt: skip
 
-# Operations that give integers as they get them, with the lengths that these have.
-CARRIED: frozenset[Kind] = frozenset({"max_pool", "concatenate", "slice", "pad", "upsample", "reshape", "permute"})
+# Operations that give integers as they get them, or means of these, with the lengths that they have.
+CARRIED: frozenset[Kind] = frozenset(
+    {"max_pool", "concatenate", "slice", "pad", "upsample", "resize", "reshape", "permute"}
+)
 
 _CLAMPS = (aten.relu.default, aten.clamp.default)
 _ELEMENTWISE = frozenset(
@@ -160,6 +162,8 @@ class _Planner:
             case aten.upsample_nearest2d.vec:
                 self._scale_of(node)
                 return self._single("upsample", node)
+            case aten.upsample_bilinear2d.vec:
+                return self._single("resize", node)
             case target if target in _ELEMENTWISE:
                 return self._elementwise(node)
             case _:

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, fx
 
 from workers.compression.fixed_point_emission import input_lengths, pool_window
+from workers.compression.fixed_point_moves import sampling_of
 from workers.compression.fixed_point_plan import CARRIED, Plan, Planned
 from workers.fixed_point.coding import Coding, along_channels, exp2
+from workers.fixed_point.interpolation import ONE, Tap
 from workers.fixed_point.network import (
     Addition,
     AveragePool,
+    BilinearResize,
     Convolution,
     IntegerNetwork,
     Multiplication,
@@ -83,9 +86,12 @@ class Simulation:
                 known[node] = self._layer(node, operation, known)
             elif node is old[0] and isinstance(operation, AveragePool):
                 known[node] = self._sum(node, operation, known)
+            elif isinstance(operation, BilinearResize):
+                known[node] = self._resized(node, operation, known)
             else:
                 known[node] = self.copied(node, known)
-        if planned.kind in CARRIED or self._network.values[operation.output].coding.bits == _AS_THEY_ARE:
+        is_carried = planned.kind in CARRIED and not isinstance(operation, BilinearResize)  # which rounds means
+        if is_carried or self._network.values[operation.output].coding.bits == _AS_THEY_ARE:
             self._stored[operation.output] = known[old[-1]]
         else:
             self._add_rounded(known[old[-1]], operation.output)
@@ -159,6 +165,23 @@ class Simulation:
         shift = operation.out_shift[0] - given + made
         return self.call(aten.mul.Tensor, sums, operation.multiplier * 2.0**-shift)
 
+    def _resized(self, node: fx.Node, operation: BilinearResize, known: dict[fx.Node, fx.Node]) -> fx.Node:
+        """Means by the weights that the integers have: by the operator itself where it has the same, else by two matrices."""
+        source, output = (self._network.values[name] for name in (operation.source, operation.output))
+        given = node_of(node.args[0])
+        is_wide = operation.accumulator_bound(source.coding) >= EXACT
+        image = self.call(aten.to.dtype, known[given], torch.float64) if is_wide else known[given]
+        if all(axis.is_exact for axis in sampling_of(node, source.shape, output.shape)):
+            return self.copied(node, {**known, given: image})
+        kind = torch.float64 if is_wide else torch.float32
+        rows = _matrix(operation.rows, source.shape[1]).to(kind)
+        columns = _matrix(operation.columns, source.shape[2]).to(kind)
+        names = [f"{operation.output}_{axis}" for axis in ("rows", "columns")]
+        for name, matrix in zip(names, (rows, columns.T.contiguous()), strict=True):
+            self.made.module.register_buffer(name, matrix)
+        made = self.call(aten.matmul.default, self.graph.get_attr(names[0]), image)
+        return self.call(aten.matmul.default, made, self.graph.get_attr(names[1]))
+
     def _add_rounded(self, node: fx.Node, name: str) -> None:
         """Round the numbers that `node` gives to the coding of `name`, as single-precision numbers."""
         coding = self._network.values[name].coding
@@ -202,6 +225,16 @@ class Simulation:
 
 
 _AS_THEY_ARE = 32  # bits of accumulators, which nothing rounds
+
+
+def _matrix(taps: tuple[Tap, ...], size: int) -> Tensor:
+    """What takes `size` numbers to the means that the taps are, float64 [taps, size]."""
+    matrix = torch.zeros(len(taps), size, dtype=torch.float64)
+    for row, (place, weight) in zip(matrix, taps, strict=True):
+        row[place] = (ONE - weight) / ONE
+        if weight:
+            row[place + 1] = weight / ONE
+    return matrix
 
 
 def node_of(argument: Any) -> fx.Node:

@@ -1,8 +1,8 @@
 """Additions without shifts: the two operands of each get one length a channel (METHODS 5.6, `tie`).
 
-An operand that is moved on its way (pooled, cut, padded, repeated) has the lengths of the tensor that it was moved from, channel
-for channel, so that one is tied. A tie takes the shortest of its lengths: none of the numbers is cut off that wasn't before, and
-the finer operand loses bits of its fraction.
+An operand that is moved on its way (pooled, cut, padded, repeated, resized) has the lengths of the tensor that it was moved from,
+channel for channel, so that one is tied. A tie takes the shortest of its lengths: none of the numbers is cut off that wasn't
+before, and the finer operand loses bits of its fraction.
 """
 
 from collections.abc import Collection, Iterator

@@ -8,9 +8,11 @@ from typing import assert_never
 
 from workers.fixed_point.c_function import Rescaling, Scratch, Written, rescaling, shifted_left, wide_type
 from workers.fixed_point.c_types import Constant, code, constant, literal, type_of, words_in_comment
+from workers.fixed_point.interpolation import ONE, Tap
 from workers.fixed_point.network import (
     Addition,
     AveragePool,
+    BilinearResize,
     Concatenation,
     IntegerNetwork,
     MaxPool,
@@ -38,10 +40,11 @@ OtherOperation = (
     | Slice
     | Padding
     | NearestUpsample
+    | BilinearResize
     | Reshape
     | Permutation
 )
-_MOVES = (MaxPool, Concatenation, Slice, Padding, NearestUpsample, Reshape, Permutation)
+_MOVES = (MaxPool, Concatenation, Slice, Padding, NearestUpsample, BilinearResize, Reshape, Permutation)
 
 
 def is_alias(operation: object, network: IntegerNetwork) -> bool:
@@ -104,6 +107,8 @@ def write_operation(operation: OtherOperation, network: IntegerNetwork) -> Writt
             return _padding(operation, source, output)
         case NearestUpsample():
             return _upsample(operation, source, output)
+        case BilinearResize():
+            return _resize(operation, source, output)
         case Reshape():
             return _reshape(operation, source, output)
         case Permutation():
@@ -403,6 +408,61 @@ def _upsample(operation: NearestUpsample, source: Value, output: Value) -> Writt
         Q=output.shape[2],
     )
     return _written(operation, "nearest_upsample", body, [source], output)
+
+
+_RESIZE = """\
+for (int32_t row = 0; row < $P; row++) {
+    const $SOURCE_TYPE *restrict upper = source + (int32_t)rows[3 * row] * $LINE;
+    const $SOURCE_TYPE *restrict lower = source + (int32_t)rows[3 * row + 1] * $LINE;
+    const int32_t down = rows[3 * row + 2];
+    for (int32_t column = 0; column < $Q; column++) {
+        const int32_t left = (int32_t)columns[3 * column] * $C;
+        const int32_t right = (int32_t)columns[3 * column + 1] * $C;
+        const int32_t across = columns[3 * column + 2];
+        /* What the four weigh: $ONE squared in all, so that no mean is beyond them. */
+        const $WIDE upper_left = ($ONE - down) * ($ONE - across);
+        const $WIDE upper_right = ($ONE - down) * across;
+        const $WIDE lower_left = down * ($ONE - across);
+        const $WIDE lower_right = down * across;
+        for (int32_t channel = 0; channel < $C; channel++) {
+            const $WIDE sum = upper_left * upper[left + channel] + upper_right * upper[right + channel]
+                + lower_left * lower[left + channel] + lower_right * lower[right + channel];
+            output[(row * $Q + column) * $C + channel] = ($OUTPUT_TYPE)$ROUNDED;
+        }
+    }
+}
+"""
+
+
+def _resize(operation: BilinearResize, source: Value, output: Value) -> Written:
+    wide = wide_type(operation.accumulator_bound(source.coding))
+    channels, height, width = source.shape
+    body = code(
+        _RESIZE,
+        SOURCE_TYPE=type_of(source.coding).name,
+        OUTPUT_TYPE=type_of(output.coding).name,
+        WIDE=wide.name,
+        ONE=ONE,
+        ROUNDED=f"round_shift{wide.bits}(sum, {operation.SHIFT})",
+        LINE=width * channels,
+        C=channels,
+        P=output.shape[1],
+        Q=output.shape[2],
+    )
+    tables = [
+        constant(
+            name,
+            _neighbours(taps, size),
+            f"For each of {name}: two of the source, and the weight of the second of {ONE}",
+        )
+        for name, taps, size in (("rows", operation.rows, height), ("columns", operation.columns, width))
+    ]
+    return _written(operation, "bilinear_resize", body, [source], output, extra=tables)
+
+
+def _neighbours(taps: Sequence[Tap], size: int) -> list[int]:
+    """For each tap its place, the one behind it (itself at the end, where its weight is zero), and the weight of that."""
+    return [number for place, weight in taps for number in (place, min(place + 1, size - 1), weight)]
 
 
 _RESHAPE = """\

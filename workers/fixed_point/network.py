@@ -8,11 +8,13 @@ Accumulators are 32 bits wide unless stated; `accumulator_bound` of an operation
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from workers.fixed_point.coding import Coding
+from workers.fixed_point.interpolation import WEIGHT_BITS, Tap
 from workers.fixed_point.tiles import input_terms
 
 Shape = tuple[int, int, int]
@@ -264,6 +266,27 @@ class NearestUpsample(_OfOne):
 
 
 @dataclass(frozen=True)
+class BilinearResize(_OfOne):
+    """Every number a mean of four neighbours, in the coding of the source: no mean is beyond what it is made of, so nothing clamps.
+
+        (i, down), (j, across) = rows[p], columns[q]
+        above   = (128 - across) * x[c, i, j] + across * x[c, i, j + 1]                 below is the same of row i + 1
+        y[c, p, q] = ((128 - down) * above + down * below + 2**13) >> 14
+
+    Against exact weights, `y` is off by at most half a step, and 1/256 of how far the four are apart downwards and sideways each.
+    """
+
+    rows: tuple[Tap, ...]  # a tap for each row of the output
+    columns: tuple[Tap, ...]
+
+    SHIFT: ClassVar[int] = 2 * WEIGHT_BITS
+
+    def accumulator_bound(self, source: Coding) -> int:
+        """The largest absolute value that the sum can reach, with the half that rounds."""
+        return with_half(source.largest << self.SHIFT, self.SHIFT)
+
+
+@dataclass(frozen=True)
 class Reshape(_OfOne):
     """The same integers in the same order of memory (C, H, W) under another shape."""
 
@@ -289,6 +312,7 @@ Operation = (
     | Slice
     | Padding
     | NearestUpsample
+    | BilinearResize
     | Reshape
     | Permutation
 )

@@ -12,9 +12,11 @@ import torch
 from onnx import TensorProto
 
 from workers.fixed_point.coding import exp2
+from workers.fixed_point.interpolation import ONE, Tap
 from workers.fixed_point.network import (
     Addition,
     AveragePool,
+    BilinearResize,
     Concatenation,
     Convolution,
     InputTransform,
@@ -72,6 +74,8 @@ def write_operation(tensors: QdqTensors, operation: Operation) -> Held:
             return _padding(tensors, operation)
         case NearestUpsample():
             return _upsample(tensors, operation)
+        case BilinearResize():
+            return _resize(tensors, operation, output)
         case Reshape():
             return _reshape(tensors, operation, output)
         case Permutation():
@@ -228,6 +232,30 @@ def _table(tensors: QdqTensors, operation: Table, output: Value) -> Held:
     if is_bytes(output):
         return Held(shaped, Form.BYTES, zero)
     return Held(tensors.add("Cast", [shaped], stem="k", to=TensorProto.FLOAT), Form.FLOATS)
+
+
+def _resize(tensors: QdqTensors, operation: BilinearResize, output: Value) -> Held:
+    """Weighted sums of whole numbers, all of them exact. `Resize` would have other weights, and rounds where it pleases."""
+    coding, channels = tensors.values[operation.source].coding, output.shape[0]
+    numbers, kind = tensors.floats(tensors.image(operation.source)), torch.float32
+    if operation.accumulator_bound(coding) >= UNTIED:
+        numbers, kind = tensors.add("Cast", [numbers], stem="k", to=TensorProto.DOUBLE), torch.float64
+    for axis, taps in ((2, operation.rows), (3, operation.columns)):
+        numbers = _between(tensors, numbers, taps, axis, tensors.values[operation.source].shape[axis - 1], kind)
+    ends = (torch.full((channels,), end) for end in (output.coding.lowest, output.coding.highest))
+    return tensors.finished(numbers, kind, output, Rounding(torch.full((channels,), operation.SHIFT), *ends))
+
+
+def _between(tensors: QdqTensors, numbers: str, taps: tuple[Tap, ...], axis: int, size: int, kind: torch.dtype) -> str:
+    """Weighted sums of neighbours along one axis of [N, C, H, W], which has `size` numbers."""
+    places, weights = (torch.tensor(column) for column in zip(*taps, strict=True))
+    behind = (places + 1).clamp(max=size - 1)  # where there is none, its weight is zero
+    terms = []
+    for of, factors in ((places, ONE - weights), (behind, weights)):
+        found = tensors.add("Gather", [numbers, tensors.onnx.constant(of)], stem="g", axis=axis)
+        factor = tensors.onnx.constant(factors.to(kind).reshape(-1, *[1] * (3 - axis)))
+        terms.append(tensors.add("Mul", [found, factor], stem="m"))
+    return tensors.add("Add", terms, stem="a")
 
 
 # ---- Moving ---------------------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from workers.fixed_point.coding import along_channels, shift_right_rounding
+from workers.fixed_point.interpolation import ONE, Tap
 from workers.fixed_point.network import (
     Addition,
     AveragePool,
+    BilinearResize,
     Concatenation,
     Convolution,
     InputTransform,
@@ -143,6 +145,9 @@ class _Step:
                 return functional.pad(x, sides)
             case NearestUpsample():
                 return x.repeat_interleave(operation.scale[0], 2).repeat_interleave(operation.scale[1], 3)
+            case BilinearResize():
+                sums = _between(_between(x, operation.rows, 2), operation.columns, 3)
+                return shift_right_rounding(sums, torch.tensor(operation.SHIFT))
             case Reshape():
                 return x.reshape(len(x), *self._shape)
             case Permutation():
@@ -242,6 +247,14 @@ def _window_sums(x: Tensor, operation: AveragePool) -> Tensor:
     return _windows(functional.pad(x, _sides(operation.padding)), operation.kernel, operation.stride, (1, 1)).sum(
         (-2, -1)
     )
+
+
+def _between(x: Tensor, taps: tuple[Tap, ...], axis: int) -> Tensor:
+    """Weighted sums of neighbours along one axis of [N, C, H, W]."""
+    places, weights = (torch.tensor(column) for column in zip(*taps, strict=True))
+    behind = (places + 1).clamp(max=x.shape[axis] - 1)  # where there is none, its weight is zero
+    weight = weights.reshape(-1, *[1] * (3 - axis))
+    return x.index_select(axis, places) * (ONE - weight) + x.index_select(axis, behind) * weight
 
 
 def _sides(padding: tuple[int, int]) -> list[int]:

@@ -21,7 +21,7 @@ _OPERATIONS: dict[str, type[Any]] = {
     for kind in (
         parts.Convolution, parts.InputTransform, parts.OutputTransform, parts.Addition, parts.Multiplication, parts.MaxPool,
         parts.AveragePool, parts.Table, parts.Requantization, parts.Concatenation, parts.Slice, parts.Padding,
-        parts.NearestUpsample, parts.Reshape, parts.Permutation,
+        parts.NearestUpsample, parts.BilinearResize, parts.Reshape, parts.Permutation,
     )
 }  # fmt: skip
 _TENSOR = "tensor"  # stands for a tensor by its number

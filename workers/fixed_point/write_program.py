@@ -17,6 +17,7 @@ from workers.fixed_point.coding import Coding
 from workers.fixed_point.network import (
     Addition,
     AveragePool,
+    BilinearResize,
     Concatenation,
     Convolution,
     InputTransform,
@@ -114,6 +115,8 @@ class _Writer:
                 return programs.Padding(output, sources, operation.before, operation.after)
             case NearestUpsample():
                 return programs.NearestUpsample(output, sources, operation.scale)
+            case BilinearResize():
+                raise _refused(f"{operation.output} resizes images bilinearly, which that operator doesn't do")
             case Reshape():
                 return programs.Reshape(output, sources)
             case Permutation():

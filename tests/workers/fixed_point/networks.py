@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from workers.fixed_point.coding import Coding
+from workers.fixed_point.interpolation import Sampling
 from workers.fixed_point.network import (
     Addition,
     AveragePool,
+    BilinearResize,
     Concatenation,
     Convolution,
     IntegerNetwork,
@@ -195,6 +197,14 @@ class RandomNetwork:
         channels, height, width = self.values[source].shape
         operation = NearestUpsample(source, self._name("larger"), scale)
         return self._moved(operation, (channels, height * scale[0], width * scale[1]))
+
+    def resize(self, source: str, size: tuple[int, int], *, align_corners: bool = False) -> str:
+        channels, *before = self.values[source].shape
+        rows, columns = (
+            Sampling.of(*sizes, align_corners=align_corners, scale=None).taps()
+            for sizes in zip(before, size, strict=True)
+        )
+        return self._moved(BilinearResize(source, self._name("resized"), rows, columns), (channels, *size))
 
     def reshape(self, source: str, shape: Shape) -> str:
         return self._moved(Reshape(source, self._name("reshaped")), shape)

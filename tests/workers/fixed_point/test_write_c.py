@@ -26,6 +26,7 @@ from workers.fixed_point.run import IntegerRunner
 from workers.fixed_point.write_c import lay_out, write_c
 
 STRICT = (*FLAGS, "-Wconversion", "-Wshadow", "-pedantic")
+SANITIZED = ("-std=c99", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 
 
 @pytest.fixture(scope="session")
@@ -227,6 +228,12 @@ OPERATIONS: dict[str, Callable[[RandomNetwork], object]] = {
     "padding": lambda r: r.pad("image", (1, 2, 0), (0, 1, 3)),
     "negative padding": lambda r: r.pad("image", (-1, -2, 1), (0, 1, -3)),
     "nearest upsampling": lambda r: r.upsample("image", (2, 3)),
+    "bilinear upsampling": lambda r: r.resize("image", (12, 16)),
+    "bilinear upsampling to corners": lambda r: r.resize("image", (9, 17), align_corners=True),
+    "bilinear downsampling": lambda r: r.resize("image", (3, 5)),
+    "bilinear of one pixel": lambda r: r.resize(r.resize("image", (1, 1)), (3, 2)),
+    "bilinear, 64 bits": lambda r: r.requantize(
+        r.resize(r.requantize(shifts=(-24, -20), bits=32, signed=False), (7, 9)), shifts=(2, 9), bits=31),
     "reshape to a vector": lambda r: r.reshape("image", (4 * 6 * 8, 1, 1)),
     "reshape to other channels": lambda r: r.reshape("image", (12, 4, 4)),
     "reshape of planes": lambda r: r.reshape("image", (4, 8, 6)),
@@ -243,6 +250,16 @@ def test_operation_is_the_reference(add_operation: Callable[[RandomNetwork], obj
     random = RandomNetwork((4, 6, 8), bits=bits, seed=bits)
     add_operation(random)
     assert_same(random, compiler, None if random.operations else "image")
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_bilinear_resizing_is_done_by_tables_without_division(bits: int) -> None:
+    random = RandomNetwork((4, 6, 8), bits=bits, signed=False)
+    random.resize("image", (9, 17), align_corners=True)
+    source = re.sub(r"/\*.*?\*/", "", source_of(random.made()), flags=re.DOTALL)
+    assert not re.search(r"[/%]|int64|float|double", source)
+    assert "c01_resized0_rows[27]" in source
+    assert "c01_resized0_columns[51]" in source
 
 
 def test_a_vector_as_input_is_read_where_it_is(compiler: str) -> None:
@@ -269,8 +286,18 @@ def test_network_of_every_operation_is_the_reference(weight_bits: int, align: st
 def test_network_of_every_operation_does_nothing_undefined(compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")  # the leak checker traces, which containers forbid
     network, integers = quantized_network(4, "retune_opt")
-    flags = ("-std=c99", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-    assert torch.equal(logits_in_c(network, integers, compiler, flags), IntegerRunner(network).run(integers))
+    assert torch.equal(logits_in_c(network, integers, compiler, SANITIZED), IntegerRunner(network).run(integers))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 20), (12, 16)], ids=str)
+def test_bilinear_resizing_reads_nothing_beyond_its_source(
+    size: tuple[int, int], compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ASAN_OPTIONS", "detect_leaks=0")
+    random = RandomNetwork((4, 6, 8), bits=16, signed=False)
+    random.resize(random.resize("image", size), (6, 8), align_corners=True)
+    network, images = random.made(), random.images(3)
+    assert torch.equal(logits_in_c(network, images, compiler, SANITIZED), IntegerRunner(network).run(images))
 
 
 @pytest.mark.parametrize("flags", [("-O0",), ("-O3",), ("-O3", "-funroll-loops", "-ftree-vectorize")], ids=" ".join)

@@ -170,6 +170,14 @@ def test_weights_that_alignment_makes_wide_are_refused() -> None:
     assert "retune_opt" in refused.hint
 
 
+def test_bilinear_resizing_is_refused() -> None:
+    made = RandomNetwork(SHAPE)
+    made.resize("image", (12, 12))
+    assert "8-bit integers: resized0 resizes images bilinearly, which that operator doesn't do." in str(
+        refusal(made.made())
+    )
+
+
 @pytest.mark.parametrize(
     "add",
     [

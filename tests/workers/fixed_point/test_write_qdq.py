@@ -22,8 +22,10 @@ from tests.workers.fixed_point.qdq_networks import (
     surface,
 )
 from tests.workers.integer_networks import every_operation, example_images, quantized
+from workers.fixed_point.interpolation import Sampling
 from workers.fixed_point.network import (
     AveragePool,
+    BilinearResize,
     Concatenation,
     IntegerNetwork,
     MaxPool,
@@ -215,6 +217,23 @@ def test_other_operations(tmp_path: Path, bits: int, signed: bool) -> None:
     made = builder()
     image = made.convolution(made.input(SHAPE, bits), 4, bits=bits, signed=signed, weight_bits=7, out_shift=(4, 8))
     assert_same(tmp_path, made.network(_everything(made, image, bits, signed=signed)))
+
+
+@pytest.mark.parametrize("bits", [2, 8, 12, 16])
+@pytest.mark.parametrize("signed", [False, True], ids=["unsigned", "signed"])
+@pytest.mark.parametrize("align_corners", [False, True], ids=["half pixels", "corners"])
+def test_bilinear_resizing_is_exact_in_standard_operators(
+    tmp_path: Path, bits: int, signed: bool, align_corners: bool
+) -> None:
+    made, kind = builder(), (bits, signed)
+    image = made.input(SHAPE, bits, signed=signed)
+    for number, size in enumerate([(12, 11), (4, 7), (1, 3), (5, 6)]):
+        sizes = zip(made.values[image].shape[1:], size, strict=True)
+        rows, columns = (Sampling.of(*each, align_corners=align_corners, scale=None).taps() for each in sizes)
+        image = made.add(BilinearResize(image, f"resized{number}", rows, columns), (4, *size), *kind)
+    network = made.network(image)
+    assert_same(tmp_path, network, images_of(network, count=64))
+    assert optimised(tmp_path / "n.onnx")["Resize"] == 0  # it would have weights of its own
 
 
 def test_fewer_bytes_with_packed_weights_and_the_same_integers(tmp_path: Path) -> None:
