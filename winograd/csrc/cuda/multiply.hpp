@@ -6,7 +6,8 @@
 // short: after 32 channels they are added to the rest by the float32 units.
 //
 // Host and device share these functions. A product is D[rows, columns] = A[rows, depth] B: A is V with channels last, U with
-// channels first; B is the other one, [columns, depth] with channels last and [depth, columns] with channels first.
+// channels first; B is the other one, [columns, depth] with channels last and [depth, columns] with channels first. Groups of warps
+// take V for A in either order (with_tiles_as_rows in launches.hpp).
 #pragma once
 
 #include <cstdint>
