@@ -43,8 +43,9 @@ class Placed {
 
 #include "stage_checks.hpp"
 
-int main() {
-  const int cases = winograd::cuda::check_stages();
+// device_check [LEAST_CHANNELS]
+int main(int count, char** arguments) {
+  const int cases = winograd::cuda::check_stages(count > 1 ? std::atoi(arguments[1]) : 0);
   std::printf("%d cases, %d failures\n", cases, winograd::cuda::failures);
   return winograd::cuda::failures == 0 ? 0 : 1;
 }

@@ -20,6 +20,12 @@ namespace {
 inline constexpr int kRing = 4;           // steps in shared memory
 inline constexpr int kAlignment = 1024;   // of what is swizzled: eight rows
 
+// One thread of a warp tells of a place that the whole warp has read. compute-sanitizer's racecheck believes only threads that arrive
+// themselves, so for it, all of them can.
+#if !defined(WINOGRAD_EVERY_THREAD_ARRIVES)
+#define WINOGRAD_EVERY_THREAD_ARRIVES 0
+#endif
+
 // Where the operands of a block of threads lie in shared memory. `is_full` and `is_free` are barriers.
 template <class Tile, bool channels_last>
 struct Memory {
@@ -268,7 +274,8 @@ __device__ void multiply_rows(const MultiplyStage& stage, const Memory<Tile, cha
         load_v(place.slot);
       }
       wait_for_multiplications();
-      if (lane == 0) arrive(shared.is_free(slot));
+      __syncwarp();  // all of them have loaded V
+      if (WINOGRAD_EVERY_THREAD_ARRIVES || lane == 0) arrive(shared.is_free(slot));
       WINOGRAD_UNROLL for (int i = 0; i < sums; ++i) sum[i] += part[i];
       split_v();
     }
@@ -286,7 +293,7 @@ __global__ void __launch_bounds__(Tile::threads, 1) multiply_by_warpgroups_kerne
   const int steps = (stage.depth + kDepthOfStep - 1) / kDepthOfStep;
   if (threadIdx.x < kRing) {
     set_up_barrier(shared.is_full(threadIdx.x), Tile::fetching_threads + Tile::fetching_threads / 32);  // copies of V, and U
-    set_up_barrier(shared.is_free(threadIdx.x), Tile::multiplying_threads / 32);
+    set_up_barrier(shared.is_free(threadIdx.x), Tile::multiplying_threads / (WINOGRAD_EVERY_THREAD_ARRIVES ? 1 : 32));
   }
   __syncthreads();
   wait_for_earlier_kernels();
