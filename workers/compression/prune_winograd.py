@@ -46,6 +46,8 @@ from workers.models.shapes import macs
 OnProgress = Callable[[float, str, dict[str, Any]], None]  # share done, what is going on, numbers to show
 Train = Callable[[ModelGraph, int], ModelGraph]  # (network without pruned positions, number of the round) -> trained
 
+SHARE_BISECTIONS = 12  # finer than one position of one layer of a network as large as any
+
 RoundEnd = Literal["kept", "taken_back"]
 Target = Literal["target_reduction", "target_speedup"]
 End = Literal["all_pruned", "accuracy_fell", "rounds", "nothing_asked"] | Target
@@ -227,23 +229,26 @@ class _Search:
     def run(self, accuracy_before: float) -> End:
         """Prune in rounds until all that was asked is pruned, or accuracy has fallen too far.
 
-        With training, each round goes an equal part of the way; without, it goes all the way at once. A round that was taken back
-        is followed by one that goes half as far.
+        With training, each round goes an equal part of the way; without, it goes all the way at once, but not beyond a target.
+        A round that was taken back is followed by one that goes half as far.
         """
         lowest = accuracy_before - self._step.max_drop_pp
         share, stride = 0.0, 1.0 / self._step.rounds if self._around.train is not None else 1.0
         too_far: float | None = None
         for number in range(1, self._step.rounds + 1):
-            if self._reached_target() or share == 1.0:
+            if self._reached_target(self.accepted.masks) or share == 1.0:
                 break
             self._report(number, 0.0, "Measuring")
             wanted = min(1.0, share + stride) if too_far is None else (share + too_far) / 2
             masks, predicted = self._masks_at(wanted, number)
+            if self._reached_target(masks):
+                wanted = self._least_share_to_target(share, wanted, number)
+                masks, predicted = self._masks_at(wanted, number)
             if self._is_accepted(masks) or self._try(number, masks, predicted, lowest):
                 share = wanted
             else:
                 too_far = wanted
-        if target := self._reached_target():
+        if target := self._reached_target(self.accepted.masks):
             return target
         if not self.rounds:
             return "nothing_asked"
@@ -458,8 +463,17 @@ class _Search:
             return self._modelled_us(name, self._whole[name]) - self._modelled_us(name, mask)
         return self._multiplications(name) * (1 - mask.share())
 
-    def _reached_target(self) -> Target | None:
-        masks = self.accepted.masks
+    def _least_share_to_target(self, short: float, reached: float, number: int) -> float:
+        """Between a share that falls short of the target and one that reaches it: to go beyond would cost accuracy for nothing."""
+        for _ in range(SHARE_BISECTIONS):
+            middle = (short + reached) / 2
+            if self._reached_target(self._masks_at(middle, number)[0]):
+                reached = middle
+            else:
+                short = middle
+        return reached
+
+    def _reached_target(self, masks: Mapping[str, Mask]) -> Target | None:
         if self.multiplications_direct / self.multiplications_of(masks) >= (self._step.target_reduction or math.inf):
             return "target_reduction"
         if self.modelled_us_direct / self.modelled_us_of(masks) >= (self._step.target_speedup or math.inf):

@@ -21,7 +21,7 @@ from tests.workers.networks import graph_of
 from workers.compression.evaluator import Probe, ProbingCost
 from workers.compression.finetune import TrainingImages
 from workers.compression.frontier import Frontier
-from workers.compression.prune_winograd import Surroundings, WinogradResult, prune_winograd
+from workers.compression.prune_winograd import Surroundings, Train, WinogradResult, prune_winograd
 from workers.compression.winograd_allocation import Allocation, Increment, Sensitivity
 from workers.compression.winograd_elimination import elimination_scores
 from workers.compression.winograd_layers import Mask, to_winograd, transformed, without_pruned
@@ -605,6 +605,21 @@ def test_the_target_ends_the_step(network: ModelGraph, images: Tensor) -> None:
     )
     assert result.ended_because == "target_reduction"
     assert result.multiplications_direct >= 1.2 * result.multiplications
+
+
+@pytest.mark.parametrize("train", [None, lambda graph, _: graph], ids=["untrained", "trained"])
+def test_no_position_is_pruned_beyond_the_target(network: ModelGraph, images: Tensor, train: Train | None) -> None:
+    """The way is 18 of 36 positions in each layer; one round would go all of it."""
+    options: dict[str, Any] = {"select": "rate", "rate": 0.5, "tile": 4, "rounds": 1}
+    if train is not None:
+        options |= {"train": train, "training": {}}
+    whole = run(network, images, **options)
+    direct, layers_at_36 = whole.multiplications_direct, 2 * sum(layer.multiplications for layer in whole.layers)
+    others = whole.multiplications - layers_at_36 // 2
+    wanted = direct / (others + layers_at_36 * 25.5 / 36)  # met by 25 of 36 positions, missed by 26
+    result = run(network, images, **options, target_reduction=wanted)
+    assert result.ended_because == "target_reduction"
+    assert [len(layer.pruned[0]) for layer in result.layers] == [11, 11]
 
 
 FIRST, SECOND = Shape(4, 8, 10, 9), Shape(8, 8, 10, 9)  # of the network's two layers, on one image
