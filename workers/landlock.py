@@ -32,6 +32,7 @@ _READABLE = (
     "/etc/ld.so.cache", "/etc/localtime", "/etc/passwd", "/etc/group", "/etc/nsswitch.conf", "/etc/hosts", "/etc/mime.types",
 )  # fmt: skip
 _WRITABLE = ("/dev/null", "/dev/shm")  # noqa: S108
+_GPUS = "nvidia*"  # in /dev
 
 
 class _Ruleset(ctypes.Structure):
@@ -60,6 +61,7 @@ def confine_to(folder: Path) -> None:
     _allow(ruleset, _RUN & handled, [*map(Path, _SYSTEM), *_interpreter_folders()])
     _allow(ruleset, _READ & handled, [*map(Path, _READABLE), *_code_folders()])
     _allow(ruleset, _WRITE & handled, [folder, *map(Path, _WRITABLE)])
+    _allow(ruleset, (_READ | _WRITE_FILE | _IOCTL_DEV) & handled, Path("/dev").glob(_GPUS))
     checked(system_call(_RESTRICT_SELF, ruleset, 0), "Landlock")
     os.close(ruleset)
 

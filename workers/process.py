@@ -110,9 +110,10 @@ class RunnerProcess:
 
 
 def runner_environment(folder: Path) -> dict[str, str]:
-    """All that a runner may know of the worker's environment: how many threads to use."""
+    """All that a runner may know of the worker's environment: how many threads and which GPUs to use."""
     work = folder / "work"
     threads = os.environ.get("OMP_NUM_THREADS") or str(len(os.sched_getaffinity(0)))
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     return {
         "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
         "LANG": "C.UTF-8",
@@ -128,9 +129,11 @@ def runner_environment(folder: Path) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONNOUSERSITE": "1",
         "WINNOW_THREADS": threads,
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # without it, torch refuses to repeat itself on GPUs
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
+        **({} if gpus is None else {"CUDA_VISIBLE_DEVICES": gpus}),
     }
 
 

@@ -22,6 +22,7 @@ from workers.checkpoints import Checkpoints, State
 from workers.compression.assign_precision import Surroundings as PrecisionSurroundings
 from workers.compression.assign_precision import assign_precision
 from workers.compression.finetune import AfterStep, finetune
+from workers.compression.learning_device import learning_device, name_of
 from workers.compression.prune_weights import prune_weights
 from workers.compression.prune_winograd import Surroundings, prune_winograd
 from workers.compression.quantize_fixed_point import Surroundings as FixedPointSurroundings
@@ -113,9 +114,10 @@ def _prune_weights(step: PruneWeights, graph: ModelGraph, bench: Bench, on_progr
 
 
 def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_progress: StepProgress) -> _StepResult:
-    train = None
+    train, device = None, learning_device(graph)
     if step.training is not None:
-        train = Trainer(bench.training_images(), step.training, bench.job.seed, graph, bench.uploaded, on_progress)
+        images = bench.training_images()
+        train = Trainer(images, step.training, bench.job.seed, graph, bench.uploaded, on_progress, device)
     # Right answers are counted in whole images; how far scores move, each image tells.
     enough = None if step.score == "accuracy" else WINOGRAD_PROBING_IMAGES
     examples = bench.pruning_examples(step.images_per_class, enough=enough)
@@ -132,7 +134,7 @@ def _prune_winograd(step: PruneWinograd, graph: ModelGraph, bench: Bench, on_pro
         result.graph,
         result.predicted_change_pp,
         result.measured_change_pp,
-        result.as_details(),
+        {**result.as_details(), "learned_on": name_of(device) if train else None},
         (*result.warnings, *_time_warnings(step, bench.job.target)),
     )
 
@@ -156,7 +158,7 @@ def _assign_precision(
         images = bench.training_images(answers_of=bench.uploaded)
         result = finetune(
             network, images, step.learning, seed=bench.job.seed, teacher=None, evaluate=None, on_progress=on_progress,
-            learns_statistics=False, after_step=after_step,
+            learns_statistics=False, after_step=after_step, device=learning_device(network),
         )  # fmt: skip
         return result.graph
 
@@ -212,6 +214,7 @@ def _finetune(step: Finetune, graph: ModelGraph, bench: Bench, on_progress: Step
         teacher=bench.uploaded,
         evaluate=bench.selection_percent if "selection" in bench.parts else None,
         on_progress=on_progress,
+        device=learning_device(graph),
     )
     change = None
     if result.accuracy_before is not None and result.accuracy_after is not None and not result.is_restored:

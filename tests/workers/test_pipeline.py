@@ -117,6 +117,7 @@ def test_w9_winograd_pruning_is_delivered_and_verified(tmp_path: Path, model: Pa
     assert all(len(group) == 9 for group in layer["pruned"])
     assert details["rounds"][-1]["ended"] == "kept"
     assert details["is_trained"] == ("training" in options)
+    assert (details["learned_on"] is not None) == ("training" in options)
     assert details["accuracy_after"] >= details["accuracy_before"] - 5.0
     report = report_of(folder)
     assert {file.name for file in report.files} == {"model.onnx", "model.pt2"}

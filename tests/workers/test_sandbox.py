@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.winograd.gpu import needs_gpu
 from workers.namespaces import REFUSED
 from workers.process import runner_environment
 from workers.sandbox import NO_ISOLATION, Isolation, detect, sandboxed
@@ -149,6 +150,13 @@ def test_environment_holds_nothing_of_the_workers(
     assert {seen["HOME"], seen["TMPDIR"]} == {str(folder / "work"), str(folder / "work" / "tmp")}
 
 
+def test_runners_see_the_gpus_of_their_worker(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert runner_environment(folder)["CUDA_VISIBLE_DEVICES"] == "3"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    assert "CUDA_VISIBLE_DEVICES" not in runner_environment(folder)
+
+
 def test_supervisor_cannot_be_signalled(folder: Path) -> None:
     bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
@@ -255,6 +263,19 @@ def test_torch_and_onnxruntime_work_inside(folder: Path) -> None:
     """
     ran = run(code, folder, DETECTED)
     assert ran.stdout.splitlines() == ["36.0", "[2.0, 2.0]", "[1.0, 1.0, 1.0]"], ran.stderr
+
+
+@needs_gpu
+def test_a_gpu_works_inside(folder: Path, isolation: Isolation) -> None:
+    code = """
+        import torch
+        torch.use_deterministic_algorithms(True)
+        weights = torch.ones(64, 64, device="cuda", requires_grad=True)
+        (weights @ weights).sum().backward()
+        print(weights.grad.sum().item())
+    """
+    ran = run(code, folder, isolation)
+    assert ran.stdout.splitlines() == [f"{2 * 64**3:.1f}"], ran.stderr
 
 
 def test_report_states_what_was_achieved() -> None:

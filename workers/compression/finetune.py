@@ -17,6 +17,7 @@ from torch.nn import functional
 from jobs.errors import RecipeRefused
 from jobs.recipe import TrainingOptions
 from workers.compression.augment import blended, flip_and_crop
+from workers.compression.learning_device import CPU, name_of
 from workers.datasets.dataset import Indices, Pixels
 from workers.models.graph import ModelGraph, aten, copy_graph, layers, parameter, set_parameter
 
@@ -70,10 +71,11 @@ class FinetuneResult:
     accuracy_before: float | None  # percent on the selection data
     accuracy_after: float | None  # of what training led to, also if it was not kept
     is_restored: bool
+    learned_on: str  # the GPU's name, or cpu
 
     def as_details(self) -> dict[str, Any]:
         """The step's `details` in the report, plain JSON."""
-        shown = ("loss", "kept_zeros", "accuracy_before", "accuracy_after", "is_restored")
+        shown = ("loss", "kept_zeros", "accuracy_before", "accuracy_after", "is_restored", "learned_on")
         return {**{name: getattr(self, name) for name in shown}, "epochs": [asdict(epoch) for epoch in self.epochs]}
 
 
@@ -89,18 +91,19 @@ def finetune(
     directions: Mapping[str, Direction] | None = None,
     learns_statistics: bool = True,
     after_step: AfterStep | None = None,
+    device: torch.device = CPU,
 ) -> FinetuneResult:
     """A trained copy of `graph`. `teacher` gives the outputs to learn without labels; `evaluate` the accuracy in percent.
 
     `directions` make of the gradients of parameters, by name, what they are to be moved along instead. Without
     `learns_statistics`, batch normalisation goes on with the statistics that it has. `after_step` is called after every step
-    of the optimiser.
+    of the optimiser. The network learns on `device`, and comes back to where the given one is.
     """
     loss = _chosen_loss(step, images, teacher)
-    loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step.temperature)
+    loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step.temperature, device)
     before = evaluate(graph) if evaluate else None
     learns_statistics = learns_statistics and graph.batch_size is None and images.count > 1
-    student = _Student(graph, step, learns_statistics=learns_statistics, directions=directions or {})
+    student = _Student(graph, step, device, learns_statistics=learns_statistics, directions=directions or {})
     epochs = tuple(_train(student, images, step, loss_of, seed, on_progress, after_step, blends=loss == "distillation"))
     trained = student.as_graph()
     after = evaluate(trained) if evaluate else None
@@ -113,6 +116,7 @@ def finetune(
         accuracy_before=before,
         accuracy_after=after,
         is_restored=is_restored,
+        learned_on=name_of(device),
     )
 
 
@@ -123,12 +127,14 @@ class _Student:
         self,
         graph: ModelGraph,
         step: TrainingOptions,
+        device: torch.device,
         *,
         learns_statistics: bool,
         directions: Mapping[str, Direction],
     ) -> None:
         self._graph = graph
-        self._learning = _in_full_precision(copy_graph(graph))
+        self.device = device
+        self._learning = _learner(graph, device)
         self.batch_size = graph.batch_size
         self._max_gradient_norm = step.max_gradient_norm
         if learns_statistics:
@@ -186,7 +192,7 @@ class _Student:
         module = result.module
         for name, given in [*module.named_parameters(), *module.named_buffers()]:
             learned = parameter(self._learning, name).detach()
-            set_parameter(result, name, learned.to(given.dtype).clone())
+            set_parameter(result, name, learned.to(given.device, given.dtype).clone())
         return result
 
 
@@ -217,6 +223,7 @@ def _train(
             batch = images.to_input(pixels)
             if step.mix and blends:
                 batch = blended(batch, generator)
+            batch = batch.to(student.device)
             loss = loss_of(student.scores(batch), batch, indices)
             value = float(loss.detach())
             if not math.isfinite(value):
@@ -259,15 +266,15 @@ def _label_loss(images: TrainingImages) -> LossOf:
                 hint="Labels count from 0 and stand for the network's outputs in order.",
                 role="train",
             )
-        return functional.cross_entropy(scores, right)
+        return functional.cross_entropy(scores, right.to(scores.device))
 
     return loss
 
 
-def _distillation_loss(teacher: ModelGraph | None, temperature: float) -> LossOf:
+def _distillation_loss(teacher: ModelGraph | None, temperature: float, device: torch.device) -> LossOf:
     """Hinton et al. 2015: match the softened outputs; the square keeps gradients as large as those of labels."""
     assert teacher is not None
-    frozen = _in_full_precision(copy_graph(teacher))
+    frozen = _learner(teacher, device)
     _end_with_logits(frozen.module)
 
     def loss(scores: Tensor, batch: Tensor, _indices: Indices) -> Tensor:
@@ -308,6 +315,13 @@ def _end_with_logits(module: fx.GraphModule) -> None:
     if first.target is aten.softmax.int:
         output.args = ((first.args[0], *others),)
         module.recompile()
+
+
+def _learner(graph: ModelGraph, device: torch.device) -> ModelGraph:
+    """A copy to compute with in single precision, on `device`."""
+    copy = _in_full_precision(copy_graph(graph))
+    copy.module.to(device)
+    return copy
 
 
 def _in_full_precision(graph: ModelGraph) -> ModelGraph:

@@ -65,7 +65,7 @@ class DifferenceRecorder:
 
 
 def _snapshot(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: weight.detach().to(torch.float64, copy=True) for name, weight in weights.items()}
+    return {name: weight.detach().to("cpu", torch.float64, copy=True) for name, weight in weights.items()}
 
 
 def _mean_square(differences: Tensor) -> float:

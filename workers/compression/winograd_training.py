@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 import winograd
 from jobs.recipe import WinogradTraining
 from workers.compression.finetune import Direction, OnProgress, TrainingImages, finetune
+from workers.compression.learning_device import CPU
 from workers.compression.winograd_scores import filter_moves
 from workers.models.graph import Layer, ModelGraph, copy_graph, layers, parameter, set_parameter
 
@@ -30,6 +31,7 @@ class Trainer:
     start: ModelGraph  # the network that the step was given, with 3x3 filters
     teacher: ModelGraph
     on_progress: OnProgress
+    device: torch.device = CPU  # where it learns
     filters: dict[str, Tensor] = field(
         default_factory=dict
     )  # spatial domain: [K, C/g, 3, 3] as trained last, by weight
@@ -37,7 +39,7 @@ class Trainer:
     def __call__(self, graph: ModelGraph, number: int) -> ModelGraph:
         """A trained copy of `graph`; `number` is that of the round, for a seed of its own."""
         if self.options.domain == "winograd":
-            return self._finetuned(graph, number, _directions(graph))
+            return self._finetuned(graph, number, _directions(graph, self.device))
         return self._trained_in_space(graph, number)
 
     def _trained_in_space(self, graph: ModelGraph, number: int) -> ModelGraph:
@@ -60,12 +62,12 @@ class Trainer:
         # Whether the round is kept is for the search to judge, so nothing is evaluated here.
         result = finetune(
             graph, self.images, self.options, seed=self.seed + number, teacher=self.teacher, evaluate=None,
-            on_progress=self.on_progress, directions=directions, learns_statistics=False,
+            on_progress=self.on_progress, directions=directions, learns_statistics=False, device=self.device,
         )  # fmt: skip
         return result.graph
 
 
-def _directions(graph: ModelGraph) -> dict[str, Direction]:
+def _directions(graph: ModelGraph, device: torch.device) -> dict[str, Direction]:
     """For each Winograd weight [P, K, C/g], how its gradient becomes the step that 3x3 filters would make it take."""
     directions = {}
     for layer in layers(graph):
@@ -73,7 +75,7 @@ def _directions(graph: ModelGraph) -> dict[str, Direction]:
             assert layer.m is not None
             of_groups = torch.tensor(layer.positions).reshape(-1, layer.weight_shape[0])  # (kernel groups, P)
             moves = filter_moves(layer.m)
-            directions[layer.weight] = _along(torch.stack([moves[of][:, of] for of in of_groups]).float())
+            directions[layer.weight] = _along(torch.stack([moves[of][:, of] for of in of_groups]).float().to(device))
     return directions
 
 
