@@ -150,9 +150,8 @@ def at_every_position(problem: Problem, weights: Tensor) -> Tensor:
     for k in range(filters):
         run = k * problem.kernel_groups // filters
         first = k * problem.groups // filters * channels
-        for row in range(kept):
-            position = problem.positions[run * kept + row]
-            u[position // t, position % t, k, first : first + channels] = weights[row, k]
+        positions = list(problem.positions[run * kept : (run + 1) * kept])
+        u.view(t * t, filters, problem.channels)[positions, k, first : first + channels] = weights[:, k]
     return u
 
 
@@ -176,6 +175,70 @@ def rounding_bound(problem: Problem, *, from_filters: bool = False) -> Tensor:
     weights = _magnitudes_of_transformed(problem, given.filters) if from_filters else None
     u = UNIT_ROUNDOFF
     return n * u / (1 - n * u) * by_definition(problem, given, weights, absolute=True)
+
+
+def gradients_by_definition(
+    problem: Problem, given: Operands, output_gradient: Tensor, *, absolute: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Of input and weights, from that of A^T [sum over channels of U . (B^T d B)] A: the same sums, taken the other way.
+
+    Without bias, residual and activation; `absolute` takes the absolute values of everything instead.
+    """
+    _, _, height, width = problem.output_shape
+    m, t = problem.m, MATRICES[problem.m].t
+    rows, columns = -(-height // m), -(-width // m)
+
+    def values(x: Tensor) -> Tensor:
+        return x.abs() if absolute else x
+
+    bt, at = (values(floats(matrix)) for matrix in (MATRICES[m].bt, MATRICES[m].at))
+    top, left = problem.padding
+    padded = torch.zeros(problem.batch, problem.channels, rows * m + 2, columns * m + 2, dtype=torch.float64)
+    inside = (..., slice(top, top + problem.height), slice(left, left + problem.width))
+    padded[inside] = values(given.x)
+    whole = torch.zeros(problem.batch, problem.filters, rows * m, columns * m, dtype=torch.float64)
+    whole[..., :height, :width] = values(output_gradient)
+    u = values(at_every_position(problem, given.weights))
+    of_padded, of_u = torch.zeros_like(padded), torch.zeros_like(u)
+    for row in range(rows):
+        for column in range(columns):
+            tile = (..., slice(row * m, row * m + t), slice(column * m, column * m + t))
+            y = whole[:, :, row * m : row * m + m, column * m : column * m + m]
+            products = torch.einsum("pa,nkpq,qb->abkn", at, y, at)
+            of_u += products @ torch.einsum("ai,ncij,bj->abnc", bt, padded[tile], bt)
+            of_padded[tile] += torch.einsum("ai,abcn,bj->ncij", bt, u.mT @ products, bt)
+    return of_padded[inside], _at_kept_positions(problem, of_u)
+
+
+def _at_kept_positions(problem: Problem, u: Tensor) -> Tensor:
+    """The reverse of at_every_position: [t, t, K, C] as [P, K, C/g]."""
+    kept, channels = len(problem.positions) // problem.kernel_groups, problem.channels // problem.groups
+    found = u.new_zeros(kept, problem.filters, channels)
+    for k in range(problem.filters):
+        run = k * problem.kernel_groups // problem.filters
+        first = k * problem.groups // problem.filters * channels
+        positions = list(problem.positions[run * kept : (run + 1) * kept])
+        found[:, k] = u.flatten(0, 1)[positions, k, first : first + channels]
+    return found
+
+
+def gradient_bounds(problem: Problem, output_gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """How far from the exact gradients float32 may lead, for each element: as `rounding_bound`, of the sums taken the other way.
+
+    A gradient of an input is a sum over the filters that read it, and the tiles that overlap there; one of a weight over all
+    tiles. So n = 2 t*t + K/g + t*t + 8, and 2 t*t + tiles + 8.
+    """
+    given, t = problem.operands(torch.float64), MATRICES[problem.m].t
+    of_input, of_weights = gradients_by_definition(problem, given, output_gradient.double(), absolute=True)
+    batch, _, height, width = problem.output_shape
+    tiles = batch * -(-height // problem.m) * -(-width // problem.m)
+
+    def gamma(n: int) -> float:
+        return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
+
+    return gamma(3 * t * t + problem.filters // problem.groups + 8) * of_input, gamma(
+        2 * t * t + tiles + 8
+    ) * of_weights
 
 
 def _magnitudes_of_transformed(problem: Problem, filters: Tensor) -> Tensor:

@@ -12,7 +12,16 @@ from torch.nn import functional
 from winograd.matrices import MATRICES
 
 import winograd
-from tests.winograd.problems import Operands, Problem, every_position, exact_output, problems, rounding_bound
+from tests.winograd.problems import (
+    Operands,
+    Problem,
+    every_position,
+    exact_output,
+    gradient_bounds,
+    gradients_by_definition,
+    problems,
+    rounding_bound,
+)
 from winograd import registration
 
 pytestmark = pytest.mark.usefixtures("implementation")
@@ -225,6 +234,73 @@ def test_gradients_are_right(problem: Problem) -> None:
     assert torch.autograd.gradgradcheck(run, leaves, fast_mode=True)
 
 
+@given(problem=problems())
+@example(problem=Problem(1, 64, 64, 8, 8, 4, (1, 1), every_position(4), channels_last=True))
+@example(problem=Problem(2, 40, 96, 23, 31, 6, (1, 1), every_position(6)))
+@settings(max_examples=30, deadline=None)
+def test_w9_gradients_of_every_convolution_are_within_their_rounding_bound(problem: Problem) -> None:
+    operands = problem.operands()
+    output_gradient = torch.randn(problem.output_shape, generator=torch.Generator().manual_seed(problem.seed + 1))
+    convolution = (
+        output_gradient,
+        operands.x,
+        operands.weights,
+        problem.positions,
+        problem.m,
+        problem.padding,
+        problem.groups,
+    )
+
+    found = torch.ops.winograd.conv2d_gradients(*convolution, True, True)
+
+    wanted = gradients_by_definition(problem, problem.operands(torch.float64), output_gradient.double())
+    for ours, exact, bound in zip(found, wanted, gradient_bounds(problem, output_gradient), strict=True):
+        assert ours.shape == exact.shape
+        assert bool(((ours.double() - exact).abs() <= bound).all())
+    of_input, nothing = torch.ops.winograd.conv2d_gradients(*convolution, True, False)
+    assert torch.equal(of_input, found[0]) and nothing.numel() == 0
+    nothing, of_weights = torch.ops.winograd.conv2d_gradients(*convolution, False, True)
+    assert torch.equal(of_weights, found[1]) and nothing.numel() == 0
+
+
+def test_gradients_are_the_same_for_every_order_of_memory() -> None:
+    plain = replace(DENSE, channels=20, filters=18)
+    operands, last = plain.operands(), replace(plain, channels_last=True).operands()
+    gradient = torch.randn(plain.output_shape, generator=torch.Generator().manual_seed(3))
+    found = [
+        torch.ops.winograd.conv2d_gradients(
+            gradient, given.x, given.weights, plain.positions, plain.m, plain.padding, 1, True, True
+        )
+        for given in (operands, last)
+    ]
+    assert found[1][0].is_contiguous(memory_format=torch.channels_last)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+def test_gradients_of_nonsense_are_refused() -> None:
+    operands = DENSE.operands()
+    right = torch.zeros(DENSE.output_shape)
+
+    def gradients(output_gradient: Tensor = right, positions: Any = DENSE.positions, **spoiled: Tensor) -> object:
+        given = {"input": operands.x, "weights": operands.weights, **spoiled}
+        return torch.ops.winograd.conv2d_gradients(
+            output_gradient, given["input"], given["weights"], positions, DENSE.m, DENSE.padding, 1, True, True
+        )
+
+    gradients()
+    for spoiled in (
+        {"output_gradient": right[:, :1]},
+        {"output_gradient": right[0]},
+        {"positions": DENSE.positions[:-1]},
+        {"weights": operands.weights[:, :, :1]},
+        {"weights": operands.weights.double()},
+        {"input": operands.x[:, :2]},
+    ):
+        with pytest.raises((ValueError, RuntimeError), match=r"[a-z]{4}"):
+            gradients(**spoiled)
+
+
 def test_gradients_in_float32_are_close_to_those_in_float64() -> None:
     def gradients(operands: Operands) -> tuple[Tensor, ...]:
         leaves = operands.x.requires_grad_(), operands.weights.requires_grad_()
@@ -256,6 +332,9 @@ def arguments_of(name: str, problem: Problem, operands: Operands, *, prefix: str
     by_group = torch.tensor(positions, dtype=torch.int32).reshape(problem.kernel_groups, -1)
     if name == "conv2d":
         return operands.x, operands.weights, positions, problem.m, padding, *epilogue
+    if name == "conv2d_gradients":
+        output_gradient = torch.ones(problem.output_shape)
+        return output_gradient, operands.x, operands.weights, positions, problem.m, padding, problem.groups, True, True
     if name.startswith("pack"):
         return weights if name == "pack_weights" else filters
     pack, given = ("pack_filters", filters) if name.endswith("filters") else ("pack_weights", weights)

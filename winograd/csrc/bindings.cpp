@@ -134,6 +134,43 @@ Tensor conv2d_packed(const Tensor &input, const Tensor &packed, const Tensor &po
   return convolve(packing, problem, input, dense(packed), bias, residual, activation, blocking);
 }
 
+// What isn't wanted is empty.
+std::tuple<Tensor, Tensor> conv2d_gradients(const Tensor &output_gradient, const Tensor &input, const Tensor &weights,
+                                            const Numbers &positions, int64_t m, const Numbers &padding, int64_t groups,
+                                            bool wants_input, bool wants_weights) {
+  if (!is_computed_here(input)) {
+    const auto found = results_of_reference("winograd::reference_conv2d_gradients", output_gradient, input, weights, positions, m,
+                                            padding, groups, wants_input, wants_weights);
+    return {torch::stable::detail::to<Tensor>(found[0]), torch::stable::detail::to<Tensor>(found[1])};
+  }
+  require_float32_on_cpu(input, "input");
+  require_float32_on_cpu(output_gradient, "the output's gradient");
+  require_float32_on_cpu(weights, "weights");
+  const int64_t kernel_groups = kernel_groups_of(weights, positions);
+  if (padding.size() != 2) refuse("padding has ", padding.size(), " numbers; pass rows and columns.");
+  const Positions kept(positions, kernel_groups);
+  const Problem problem(input, weights.size(1), kept, m, padding[0], padding[1], groups);
+  if (weights.size(2) * problem->groups != problem->channels)
+    refuse("input has ", problem->channels, " channels, but weights of shape ", shape_of(weights), " in ", groups, " groups.");
+  const winograd_memory memory = memory_of(input);
+  const Tensor dense_input = dense(input, memory), dense_weights = dense(weights);
+  const OptionalTensor gradient = dense_residual(output_gradient, problem, memory);  // shaped like the output, too
+  const Tensor of_input = wants_input ? new_input(problem, memory) : new_tensor<1>({0}, {1});
+  const int64_t floats_of_position = weights.size(1) * weights.size(2);
+  const Tensor of_weights =
+      wants_weights ? new_tensor<3>({weights.size(0), weights.size(1), weights.size(2)}, {floats_of_position, weights.size(2), 1})
+                    : new_tensor<1>({0}, {1});
+  const winograd_gradients operands{gradient->const_data_ptr<float>(),
+                                    dense_input.const_data_ptr<float>(),
+                                    dense_weights.const_data_ptr<float>(),
+                                    wants_input ? of_input.mutable_data_ptr<float>() : nullptr,
+                                    wants_weights ? of_weights.mutable_data_ptr<float>() : nullptr,
+                                    memory};
+  const winograd_threads threads{as_int32(torch::stable::get_num_threads(), "the number of threads"), run_on_torch_threads, nullptr};
+  check(winograd_conv2d_gradients(problem.get(), &operands, &threads));
+  return {of_input, of_weights};
+}
+
 // ---- Networks of integers ----------------------------------------------------------------------------------------
 
 bool reference_is_wanted() { return reference_is_forced.load(std::memory_order_relaxed); }
@@ -230,6 +267,7 @@ STABLE_TORCH_LIBRARY_IMPL(winograd, CPU, library) {
   library.impl("pack_filters", TORCH_BOX(&pack_filters));
   library.impl("conv2d_packed", TORCH_BOX(&conv2d_packed<kWeights>));
   library.impl("conv2d_packed_filters", TORCH_BOX(&conv2d_packed<kFilters>));
+  library.impl("conv2d_gradients", TORCH_BOX(&conv2d_gradients));
   library.impl("prepare_integer_network", TORCH_BOX(&prepare_integer_network));
   library.impl("integer_network", TORCH_BOX(&integer_network));
   library.impl("integer_network_prepared", TORCH_BOX(&integer_network_prepared));

@@ -15,6 +15,7 @@
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "winograd.h"
@@ -49,13 +50,18 @@ inline std::string words_of_torch() {
 // winograd.library.force("reference") sets it.
 inline std::atomic<bool> reference_is_forced{false};
 
-// Calls winograd::reference_<name>, the operator as registration.py wrote it.
+// Calls winograd::reference_<name>, the operator as registration.py wrote it. Results take the places of arguments.
 template <class... Arguments>
-Tensor call_reference(const char *name, const Arguments &...arguments) {
+auto results_of_reference(const char *name, const Arguments &...arguments) {
   std::array<StableIValue, sizeof...(Arguments)> stack{torch::stable::detail::from(arguments)...};
   if (torch_call_dispatcher(name, "", stack.data(), TORCH_ABI_VERSION) != AOTI_TORCH_SUCCESS)
     refuse(name, " failed: ", words_of_torch());
-  return torch::stable::detail::to<Tensor>(stack[0]);
+  return stack;
+}
+
+template <class... Arguments>
+Tensor call_reference(const char *name, const Arguments &...arguments) {
+  return torch::stable::detail::to<Tensor>(results_of_reference(name, arguments...)[0]);
 }
 
 // ---- Problems ----------------------------------------------------------------------------------------------------
@@ -232,11 +238,14 @@ Tensor new_tensor(const std::array<int64_t, dimensions> &sizes, const std::array
   return Tensor(made);
 }
 
-inline Tensor new_output(const Problem &problem, winograd_memory memory) {
-  const auto sizes = problem.output_sizes();
+inline Tensor new_images(const std::array<int64_t, 4> &sizes, winograd_memory memory) {
   const auto [n, k, height, width] = sizes;
   if (memory == WINOGRAD_CHANNELS_LAST) return new_tensor<4>(sizes, {height * width * k, 1, width * k, k});
   return new_tensor<4>(sizes, {k * height * width, height * width, width, 1});
+}
+inline Tensor new_output(const Problem &problem, winograd_memory memory) { return new_images(problem.output_sizes(), memory); }
+inline Tensor new_input(const Problem &problem, winograd_memory memory) {
+  return new_images({problem->batch, problem->channels, problem->height, problem->width}, memory);
 }
 
 }  // namespace winograd::bindings

@@ -89,6 +89,20 @@ WINOGRAD_API int winograd_conv2d(const winograd_problem *problem, const winograd
 WINOGRAD_API int winograd_conv2d_from_filters(const winograd_problem *problem, const winograd_operands *operands,
                                  const winograd_blocking *blocking, const winograd_threads *threads);
 
+/* Gradients of a convolution without bias, residual and activation, which the caller takes apart; either may be null. The weights are
+ * those of the Winograd domain, [kept, K, C/groups], not packed. Threads take whole images. */
+typedef struct winograd_gradients {
+  const float *output_gradient; /* N K (H + 2 pad_height - 2) (W + 2 pad_width - 2) */
+  const float *input;           /* N C H W */
+  const float *weights;
+  float *input_gradient;  /* like input */
+  float *weight_gradient; /* like weights */
+  int32_t memory;         /* enum winograd_memory, of all images */
+} winograd_gradients;
+
+WINOGRAD_API int winograd_conv2d_gradients(const winograd_problem *problem, const winograd_gradients *operands,
+                                           const winograd_threads *threads);
+
 /* ---- Networks of integers on CPU --------------------------------------------------------------------------------
  *
  * A program is a whole network of fixed-point integers: tensors of at most 8 bits, weights of 8 bits, sums of 32 bits, shifts.

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from winograd import arguments, float_operators, integer_operators, reference
+from winograd import arguments, float_operators, gradients, integer_operators, reference
 from winograd.arguments import output_shape
 from winograd.matrices import FILTER_SIZE
 
@@ -28,6 +28,7 @@ SCHEMAS = {
     "pack_filters": "(Tensor filters, int[] positions, int m, int kernel_groups=1, int groups=1) -> Tensor",
     "conv2d_packed": PACKED,
     "conv2d_packed_filters": PACKED,
+    "conv2d_gradients": gradients.SCHEMA,
     **integer_operators.SCHEMAS,
     **float_operators.SCHEMAS,
 }
@@ -176,52 +177,25 @@ def _fake_pack(weights: Tensor, *_: object) -> Tensor:
     return weights.new_empty(torch.library.get_ctx().new_dynamic_size())
 
 
-# ---- Gradients ------------------------------------------------------------------------------------------------------------
-
-
-def _save_for_gradients(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # torch's types
-    input, weights, ctx.positions, ctx.m, ctx.padding, _, _, activation, ctx.groups = inputs
-    ctx.save_for_backward(input, weights, output if activation == "relu" else None)
-
-
-def _conv2d_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # torch's types
-    input, weights, output = ctx.saved_tensors
-    if output is not None:
-        grad = torch.ops.aten.threshold_backward(grad, output, 0)
-    # torch leaves out what has its default at the end.
-    wants_input, wants_weights, _, _, _, wants_bias, wants_residual = (*ctx.needs_input_grad, False, False)[:7]
-    dtype = grad.dtype
-    grad, input, weights = (x.float() if dtype in arguments.HALVES else x for x in (grad, input, weights))
-    gradients = reference.conv2d_gradients(
-        grad, input, weights, ctx.positions, ctx.m, ctx.padding, groups=ctx.groups, wanted=(wants_input, wants_weights)
-    )
-    grad_input, grad_weights = (x if x is None else x.to(dtype) for x in gradients)
-    grad_bias = grad.sum((0, 2, 3)).to(dtype) if wants_bias else None
-    grad_residual = grad.to(dtype) if wants_residual else None
-    return grad_input, grad_weights, None, None, None, grad_bias, grad_residual, None, None
-
-
-def _no_gradients(_ctx: Any, _grad: Tensor) -> None:  # torch's types
-    raise NotImplementedError("Packed weights have no gradients; call winograd.conv2d with the weights themselves.")
-
-
 # ---- Registration ---------------------------------------------------------------------------------------------------------
 
-DEFAULTS: dict[str, Callable[..., Tensor]] = {
+DEFAULTS: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {
     "conv2d": _default_conv2d,
     "pack_weights": _default_pack_weights,
     "pack_filters": _default_pack_filters,
     "conv2d_packed": _default_conv2d_packed,
     "conv2d_packed_filters": _default_conv2d_packed_filters,
+    "conv2d_gradients": gradients.default,
     **integer_operators.DEFAULTS,
     **float_operators.DEFAULTS,
 }
-FAKES: dict[str, Callable[..., Tensor]] = {
+FAKES: dict[str, Callable[..., Tensor | tuple[Tensor, Tensor]]] = {
     "conv2d": _fake_conv2d,
     "pack_weights": _fake_pack,
     "pack_filters": _fake_pack,
     "conv2d_packed": _fake_conv2d_packed,
     "conv2d_packed_filters": _fake_conv2d_packed,
+    "conv2d_gradients": gradients.fake,
     **integer_operators.FAKES,
     **float_operators.FAKES,
 }
@@ -237,5 +211,5 @@ def define_operators() -> None:
         for device in ("cpu", "cuda"):
             torch.library.register_autocast(f"winograd::{short}", device, torch.float32)
         if short != "conv2d":
-            torch.library.register_autograd(f"winograd::{short}", _no_gradients)
-    torch.library.register_autograd("winograd::conv2d", _conv2d_gradients, setup_context=_save_for_gradients)
+            torch.library.register_autograd(f"winograd::{short}", gradients.no_gradients)
+    torch.library.register_autograd("winograd::conv2d", gradients.backward, setup_context=gradients.save_for_backward)

@@ -53,6 +53,15 @@ struct Convolution {
   bool counts_gemms;
 };
 
+// The gradients of a convolution; operands in channels-last memory.
+struct Backward {
+  winograd_problem problem;
+  winograd_gradients operands;
+  winograd_threads threads;
+  int32_t block_tiles;
+  float *workspace;
+};
+
 // Counts what was executed, from any thread.
 void count_operations(uint64_t gemms, uint64_t multiplications);
 
@@ -65,11 +74,17 @@ struct Algorithm {
   void (*convolve)(const Convolution &);
 };
 
+struct BackwardAlgorithm {
+  int64_t (*workspace_floats)(const Backward &);
+  void (*compute)(const Backward &);
+};
+
 // The code of one instruction set.
 struct Variant {
   const char *name;
   int most_rows;  // of a register block
   Algorithm from_weights, from_filters;
+  BackwardAlgorithm gradients;
 };
 
 namespace avx512 {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "filter_stage.hpp"
+#include "gradients.hpp"
 #include "input_stage.hpp"
 #include "output_stage.hpp"
 
@@ -236,6 +237,7 @@ void convolve(const Convolution &convolution) {
 const Variant kVariant{WINOGRAD_TEXT(WINOGRAD_VARIANT),
                        kMostRows,
                        {workspace_floats<Source::weights>, convolve<Source::weights>},
-                       {workspace_floats<Source::filters>, convolve<Source::filters>}};
+                       {workspace_floats<Source::filters>, convolve<Source::filters>},
+                       {gradients_workspace_floats, compute_gradients}};
 
 }  // namespace winograd::WINOGRAD_VARIANT

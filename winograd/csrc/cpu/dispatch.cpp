@@ -1,6 +1,7 @@
 // The C interface of a convolution on CPU: checks, chooses the instruction set and the blocks, and runs.
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -116,6 +117,40 @@ int convolve(const winograd_problem *problem, const winograd_operands *operands,
   return 0;
 }
 
+// Blocks whose dM and V stay in a thread's second-level cache. Where U and dU don't, blocks are larger: each reads and writes them.
+int32_t block_of_gradients(const winograd_problem &problem) {
+  const Runs runs(problem);
+  const int64_t l2 = second_level_cache_bytes();
+  const int64_t bytes_of_tile = problem.kept * (runs.channels + runs.filters) * 4;
+  const int64_t bytes_of_weights = problem.kept * runs.channels * runs.filters * 4;
+  return static_cast<int32_t>(std::clamp<int64_t>(l2 / 2 / bytes_of_tile, bytes_of_weights > l2 ? 128 : 28, 256));
+}
+
+int compute_gradients(const winograd_problem &problem, const winograd_gradients &operands, const winograd_threads *threads) {
+  if (!is_sound(problem)) return 1;
+  const Runs runs(problem);
+  if (problem.batch == 0) {
+    const int64_t floats = problem.kept * problem.filters * runs.channels;
+    if (operands.weight_gradient != nullptr) std::fill_n(operands.weight_gradient, floats, 0.0f);
+    return 0;
+  }
+  if (operands.output_gradient == nullptr || operands.input == nullptr || operands.weights == nullptr)
+    return fail("The gradient of the output, the input or the weights are missing.");
+  Backward backward{problem, operands, {1, nullptr, nullptr}, block_of_gradients(problem), nullptr};
+  if (threads != nullptr && threads->count > 1) backward.threads = *threads;
+  const BackwardAlgorithm &algorithm = variant().gradients;
+  const int64_t computing = algorithm.workspace_floats(backward);
+  const ChannelsLastGradients copies(backward);
+  const Workspace workspace(computing + copies.floats());
+  if (workspace.start() == nullptr)
+    return fail("There is no memory for a workspace of %lld bytes.", static_cast<long long>((computing + copies.floats()) * 4));
+  backward.workspace = workspace.start();
+  copies.make(backward, workspace.start() + computing);
+  algorithm.compute(backward);
+  copies.give_back(backward, operands);
+  return 0;
+}
+
 template <int m>
 void copy_matrices(double *bt, double *g, double *at) {
   std::memcpy(bt, kMatrices<m>.bt, sizeof kMatrices<m>.bt);
@@ -172,6 +207,11 @@ extern "C" int winograd_conv2d(const winograd_problem *problem, const winograd_o
 extern "C" int winograd_conv2d_from_filters(const winograd_problem *problem, const winograd_operands *operands,
                                             const winograd_blocking *blocking, const winograd_threads *threads) {
   return convolve(problem, operands, blocking, threads, true, &Variant::from_filters);
+}
+
+extern "C" int winograd_conv2d_gradients(const winograd_problem *problem, const winograd_gradients *operands,
+                                         const winograd_threads *threads) {
+  return compute_gradients(*problem, *operands, threads);
 }
 
 extern "C" void winograd_operation_counts(uint64_t *gemms, uint64_t *multiplications) {

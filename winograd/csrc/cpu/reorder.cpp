@@ -79,6 +79,29 @@ void ChannelsLastCopies::make(Convolution &convolution, float *space) const {
   }
 }
 
+ChannelsLastGradients::ChannelsLastGradients(const Backward &backward) {
+  if (backward.operands.memory == WINOGRAD_CHANNELS_LAST) return;
+  output_ = lines(output_size(backward.problem).floats());
+  if (backward.operands.weight_gradient != nullptr) input_ = lines(input_size(backward.problem).floats());
+  if (backward.operands.input_gradient != nullptr) input_gradient_ = lines(input_size(backward.problem).floats());
+}
+
+void ChannelsLastGradients::make(Backward &backward, float *space) const {
+  if (output_ == 0) return;
+  const Size input = input_size(backward.problem), output = output_size(backward.problem);
+  transpose_all(backward.threads, backward.operands.output_gradient, space, output.images, output.channels, output.pixels);
+  backward.operands.output_gradient = space;
+  if (input_ != 0) transpose_all(backward.threads, backward.operands.input, space + output_, input.images, input.channels, input.pixels);
+  backward.operands.input = space + output_;
+  if (input_gradient_ != 0) backward.operands.input_gradient = space + output_ + input_;
+}
+
+void ChannelsLastGradients::give_back(const Backward &backward, const winograd_gradients &wanted) const {
+  if (input_gradient_ == 0) return;
+  const Size input = input_size(backward.problem);
+  transpose_all(backward.threads, backward.operands.input_gradient, wanted.input_gradient, input.images, input.pixels, input.channels);
+}
+
 void ChannelsLastCopies::give_back(const Convolution &convolution, const winograd_operands &wanted) const {
   if (input_ == 0) return;
   const Size output = output_size(convolution.problem);

@@ -18,4 +18,17 @@ class ChannelsLastCopies {
   int64_t input_ = 0, output_ = 0, residual_ = 0;  // floats of each copy
 };
 
+class ChannelsLastGradients {
+ public:
+  explicit ChannelsLastGradients(const Backward &backward);
+  int64_t floats() const { return input_ + output_ + input_gradient_; }
+  // Copies what is channels first into `space`, and points the operands there.
+  void make(Backward &backward, float *space) const;
+  // Copies the gradient of the input to where the caller wants it.
+  void give_back(const Backward &backward, const winograd_gradients &wanted) const;
+
+ private:
+  int64_t input_ = 0, output_ = 0, input_gradient_ = 0;  // floats of each copy
+};
+
 }  // namespace winograd

@@ -134,6 +134,57 @@ WINOGRAD_INLINE void apply_output_rows(const Values &value, const Take &take) {
   }
 }
 
+// The transposes of both, for gradients. A applied to m values; take(k, value) gets the result of row k, for rows that are `wanted`.
+template <int m, class Wanted, class Values, class Take>
+WINOGRAD_INLINE void apply_output_columns(const Wanted &wanted, const Values &value, const Take &take) {
+  using Of = Matrices<m>;
+  if constexpr (Of::has_zero)
+    if (wanted(0)) take(0, value(0));
+  WINOGRAD_UNROLL
+  for (int pair = 0; pair < Of::pairs; ++pair) {
+    const int plus = Of::first_pair + 2 * pair, minus = plus + 1;
+    if (!wanted(plus) && !wanted(minus)) continue;
+    Vector even = value(0), odd{};
+    WINOGRAD_UNROLL
+    for (int k = 1; k < m; ++k) {
+      const Vector term = static_cast<float>(power(Points<m>::value[pair], k)) * value(k);
+      if (k % 2 == 0)
+        even += term;
+      else
+        odd = k == 1 ? term : odd + term;
+    }
+    if (wanted(plus)) take(plus, even + odd);
+    if (wanted(minus)) take(minus, even - odd);
+  }
+  if (wanted(Of::infinity)) take(Of::infinity, value(m - 1));
+}
+
+// B applied to t values.
+template <int m, class Values, class Take>
+WINOGRAD_INLINE void apply_input_columns(const Values &value, const Take &take) {
+  using Of = Matrices<m>;
+  constexpr const InputRows<m> &rows = kInputRows<m>;
+  Vector result[Of::t];
+  WINOGRAD_UNROLL
+  for (int k = 0; k < Of::t; ++k) {
+    result[k] = rows.infinity[k] * value(Of::infinity);
+    if constexpr (Of::has_zero) result[k] += rows.zero[k] * value(0);
+  }
+  WINOGRAD_UNROLL
+  for (int pair = 0; pair < Of::pairs; ++pair) {
+    const Vector plus = value(Of::first_pair + 2 * pair), minus = value(Of::first_pair + 2 * pair + 1);
+    const Vector of_odd = plus + minus, of_even = rows.point[pair] * (plus - minus);
+    WINOGRAD_UNROLL
+    for (int k = 0; k + 1 < Of::t; ++k) {
+      if (rows.half[pair][k] == 0.0f) continue;
+      result[k] += rows.half[pair][k] * of_even;
+      result[k + 1] += rows.half[pair][k] * of_odd;
+    }
+  }
+  WINOGRAD_UNROLL
+  for (int k = 0; k < Of::t; ++k) take(k, result[k]);
+}
+
 // Output rows first, first + step, … of A^T M A.
 template <int m, int first, int step, class Kept, class Load, class Store>
 WINOGRAD_INLINE void transform_output_rows(const Kept &kept, const Load &products, const Store &store_at) {

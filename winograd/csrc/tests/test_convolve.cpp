@@ -155,6 +155,67 @@ Doubles expected(const Convolution &of, void (*formula)(const Convolution &, con
   return output;
 }
 
+// The same chain transposed: what each output's gradient says of inputs and weights.
+struct Gradients {
+  Doubles input, weights;
+};
+
+// x^T [columns, rows] a [rows, rows] x [rows, columns]
+Doubles transposed_on_both_sides(const double *x, const Doubles &a, int rows, int columns) {
+  Doubles flipped(columns * rows), result(columns * columns), half(columns * rows);
+  for (int i = 0; i < columns; ++i)
+    for (int j = 0; j < rows; ++j) flipped[i * rows + j] = x[j * columns + i];
+  for (int i = 0; i < columns; ++i)
+    for (int j = 0; j < rows; ++j)
+      for (int k = 0; k < rows; ++k) half[i * rows + j] += flipped[i * rows + k] * a[k * rows + j];
+  for (int i = 0; i < columns; ++i)
+    for (int j = 0; j < columns; ++j)
+      for (int k = 0; k < rows; ++k) result[i * columns + j] += half[i * rows + k] * flipped[j * rows + k];
+  return result;
+}
+
+Gradients gradients_in_double(const Convolution &of, const Floats &output_gradient) {
+  const winograd_problem &p = of.problem;
+  const Matrices matrices(p.m);
+  const int t = matrices.t, m = matrices.m;
+  const int64_t channels = of.channels_of_group();
+  Gradients found{Doubles(of.input.size()), Doubles(of.weights.size())};
+  for (int64_t n = 0; n < p.batch; ++n)
+    for (int64_t top = 0; top < of.out_height(); top += m)
+      for (int64_t left = 0; left < of.out_width(); left += m) {
+        std::vector<Doubles> v, v_gradients(p.channels, Doubles(t * t));  // by channel
+        for (int64_t c = 0; c < p.channels; ++c) {
+          Doubles tile(t * t);
+          for (int i = 0; i < t * t; ++i) tile[i] = of.pixel(n, c, top + i / t - p.pad_height, left + i % t - p.pad_width);
+          v.push_back(on_both_sides(matrices.bt, tile, t, t));
+        }
+        for (int64_t k = 0; k < p.filters; ++k) {
+          Doubles tile(m * m);
+          for (int64_t y = top; y < std::min(top + m, of.out_height()); ++y)
+            for (int64_t x = left; x < std::min(left + m, of.out_width()); ++x)
+              tile[(y - top) * m + x - left] = output_gradient[of.place(n, k, y, x, p.filters, of.out_height(), of.out_width())];
+          const Doubles product = transposed_on_both_sides(matrices.at, tile, m, t);
+          const int64_t first_channel = k / (p.filters / p.groups) * channels;
+          for (int64_t slot = 0; slot < p.kept; ++slot)
+            for (int64_t c = 0; c < channels; ++c) {
+              const int32_t position = of.position(k, slot);
+              const int64_t weight = (slot * p.filters + k) * channels + c;
+              found.weights[weight] += product[position] * v[first_channel + c][position];
+              v_gradients[first_channel + c][position] += product[position] * of.weights[weight];
+            }
+        }
+        for (int64_t c = 0; c < p.channels; ++c) {
+          const Doubles tile = transposed_on_both_sides(matrices.bt, v_gradients[c], t, t);
+          for (int i = 0; i < t * t; ++i) {
+            const int64_t y = top + i / t - p.pad_height, x = left + i % t - p.pad_width;
+            if (y >= 0 && x >= 0 && y < p.height && x < p.width)
+              found.input[of.place(n, c, y, x, p.channels, p.height, p.width)] += tile[i];
+          }
+        }
+      }
+  return found;
+}
+
 // ---- What is tested ----------------------------------------------------------------------------------------------
 
 void run_on_std_threads(void *, int64_t parts, void (*body)(void *, int64_t), void *context) {
@@ -223,6 +284,35 @@ void compare(const Convolution &of, const std::vector<const char *> &variants) {
           scale);
       check(error <= tolerance, name + "filters, error " + std::to_string(error));
     }
+  }
+  winograd_cpu_force(nullptr);
+}
+
+void compare_gradients(const Convolution &of, const Floats &output_gradient, const std::vector<const char *> &variants) {
+  const Gradients wanted = gradients_in_double(of, output_gradient);
+  const double tolerance = of.problem.m == 2 ? 4e-6 : of.problem.m == 4 ? 2e-5 : of.problem.m == 6 ? 2e-4 : 6e-4;
+  for (const char *variant : variants) {
+    winograd_cpu_force(variant);
+    for (const int threads : {1, 3})
+      for (const bool both : {true, false}) {
+        const bool only_input = !both && threads == 1;
+        Floats input(of.input.size(), std::nanf("")), weights(of.weights.size(), std::nanf(""));
+        const winograd_gradients operands{output_gradient.data(), of.input.data(), of.weights.data(),
+                                          both || only_input ? input.data() : nullptr, both || !only_input ? weights.data() : nullptr,
+                                          of.memory};
+        const winograd_threads on{threads, run_on_std_threads, nullptr};
+        const std::string name = of.name() + ", " + variant + ", " + std::to_string(threads) + " threads: ";
+        if (winograd_conv2d_gradients(&of.problem, &operands, threads > 1 ? &on : nullptr) != 0)
+          check(false, name + "gradients said: " + winograd_last_error());
+        if (operands.input_gradient != nullptr) {
+          const double error = difference(input, wanted.input, std::max(largest_of(wanted.input), 1.0));
+          check(error <= tolerance, name + "the gradient of the input, error " + std::to_string(error));
+        }
+        if (operands.weight_gradient != nullptr) {
+          const double error = difference(weights, wanted.weights, std::max(largest_of(wanted.weights), 1.0));
+          check(error <= tolerance, name + "the gradient of the weights, error " + std::to_string(error));
+        }
+      }
   }
   winograd_cpu_force(nullptr);
 }
@@ -336,6 +426,7 @@ void check_refusals() {
   };
   Floats some(4096);
   const winograd_operands operands{some.data(), some.data(), nullptr, nullptr, some.data(), WINOGRAD_CHANNELS_LAST, WINOGRAD_NONE};
+  const winograd_gradients gradients{some.data(), some.data(), some.data(), some.data(), some.data(), WINOGRAD_CHANNELS_LAST};
   for (const auto &[what, spoil] : cases) {
     winograd_problem spoiled = sound;
     spoil(spoiled);
@@ -350,6 +441,7 @@ void check_refusals() {
     check(winograd_pack_filters(&spoiled, some.data(), some.data()) != 0 && says_why(), name + "pack_filters");
     check(winograd_conv2d(&spoiled, &operands, nullptr, nullptr) != 0 && says_why(), name + "conv2d");
     check(winograd_conv2d_from_filters(&spoiled, &operands, nullptr, nullptr) != 0 && says_why(), name + "conv2d_from_filters");
+    check(winograd_conv2d_gradients(&spoiled, &gradients, nullptr) != 0 && says_why(), name + "conv2d_gradients");
   }
   for (const winograd_blocking &blocking : {winograd_blocking{8, 33, 0}, winograd_blocking{8, 32, 2}})
     check(winograd_conv2d(&sound, &operands, &blocking, nullptr) != 0,
@@ -357,6 +449,9 @@ void check_refusals() {
   winograd_operands missing = operands;
   missing.input = nullptr;
   check(winograd_conv2d(&sound, &missing, nullptr, nullptr) != 0, "a missing input is refused");
+  winograd_gradients without = gradients;
+  without.output_gradient = nullptr;
+  check(winograd_conv2d_gradients(&sound, &without, nullptr) != 0, "a missing gradient is refused");
   check(winograd_cpu_force("neon9000") != 0, "an instruction set that doesn't exist is refused");
   double one[81];
   check(winograd_matrices(5, one, one, one) != 0, "matrices of F(5) are refused");
@@ -372,7 +467,11 @@ int main(int count, char **arguments) {
     if (winograd_cpu_force(name) == 0) variants.push_back(name);
   winograd_cpu_force(nullptr);
   check_refusals();
-  for (int i = 0; i < convolutions; ++i) compare(draw.convolution(), variants);
+  for (int i = 0; i < convolutions; ++i) {
+    const Convolution convolution = draw.convolution();
+    compare(convolution, variants);
+    compare_gradients(convolution, draw.floats(convolution.outputs()), variants);
+  }
   winograd_release_workspace();
   check(winograd_workspace_bytes() == 0, "all workspace is given back");
   for (const char *name : variants) std::printf("%s was tested\n", name);
