@@ -18,6 +18,7 @@ from jobs.errors import RecipeRefused
 from jobs.recipe import TrainingOptions
 from workers.compression.augment import blended, flip_and_crop
 from workers.compression.learning_device import CPU, name_of
+from workers.compression.teacher import answers_of
 from workers.datasets.dataset import Indices, Pixels
 from workers.models.graph import ModelGraph, aten, copy_graph, layers, parameter, set_parameter
 
@@ -100,7 +101,7 @@ def finetune(
     of the optimiser. The network learns on `device`, and comes back to where the given one is.
     """
     loss = _chosen_loss(step, images, teacher)
-    loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step.temperature, device)
+    loss_of = _label_loss(images) if loss == "labels" else _distillation_loss(teacher, step, images.count, device)
     before = evaluate(graph) if evaluate else None
     learns_statistics = learns_statistics and graph.batch_size is None and images.count > 1
     student = _Student(graph, step, device, learns_statistics=learns_statistics, directions=directions or {})
@@ -271,16 +272,17 @@ def _label_loss(images: TrainingImages) -> LossOf:
     return loss
 
 
-def _distillation_loss(teacher: ModelGraph | None, temperature: float, device: torch.device) -> LossOf:
+def _distillation_loss(teacher: ModelGraph | None, step: TrainingOptions, images: int, device: torch.device) -> LossOf:
     """Hinton et al. 2015: match the softened outputs; the square keeps gradients as large as those of labels."""
     assert teacher is not None
     frozen = _learner(teacher, device)
     _end_with_logits(frozen.module)
+    answers, temperature = answers_of(frozen, images * step.epochs), step.temperature
 
     def loss(scores: Tensor, batch: Tensor, _indices: Indices) -> Tensor:
         with torch.no_grad():
             parts = torch.split(batch, frozen.batch_size or len(batch))
-            given = torch.cat([frozen(_full(part))[0].reshape(len(part), -1) for part in parts])
+            given = torch.cat([answers(_full(part)).reshape(len(part), -1) for part in parts])
         wanted = functional.log_softmax(given / temperature, dim=1)
         learned = functional.log_softmax(scores / temperature, dim=1)
         return functional.kl_div(learned, wanted, reduction="batchmean", log_target=True) * temperature**2

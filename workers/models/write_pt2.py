@@ -29,9 +29,9 @@ SMALLEST_GAIN = 0.98  # a weight that packing hardly shrinks is stored as it is,
 
 def write_pt2(graph: ModelGraph, path: Path, *, pack_zeros: bool) -> None:
     """Write `graph` to `path`; with `pack_zeros`, weights are compressed, so that zeros take next to no bytes."""
-    exported = io.BytesIO()
-    torch.export.save(_exported(graph), exported)
-    with zipfile.ZipFile(exported) as source, path.open("wb") as stream, zipfile.ZipFile(stream, "w") as target:
+    stream_of_torch = io.BytesIO()
+    torch.export.save(exported(graph), stream_of_torch)
+    with zipfile.ZipFile(stream_of_torch) as source, path.open("wb") as stream, zipfile.ZipFile(stream, "w") as target:
         for entry in source.infolist():
             place = entry.filename.partition("/")[2]
             content = source.read(entry)
@@ -44,7 +44,8 @@ def write_pt2(graph: ModelGraph, path: Path, *, pack_zeros: bool) -> None:
             _add(target, f"{ROOT}/{place}", content, compress=pack_zeros and _is_data(place))
 
 
-def _exported(graph: ModelGraph) -> ExportedProgram:
+def exported(graph: ModelGraph) -> ExportedProgram:
+    """`graph` as torch.export gives networks; sizes that may vary still may. Raises `VerificationFailed` where torch fixes one."""
     example = tuple(torch.zeros(concrete_shape(spec, batch=3), dtype=spec.dtype) for spec in graph.inputs)
     batch = Dim(BATCH, min=1)
     shapes = tuple(
