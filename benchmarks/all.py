@@ -31,6 +31,8 @@ COMMANDS = (
     ("benchmarks.winograd.numerics",),
     ("benchmarks.winograd", "layers"),
     ("benchmarks.winograd", "small"),
+    ("benchmarks.training_step", "layers"),
+    ("benchmarks.training_step", "network"),
     ("benchmarks.winograd", "chain", "--batch", "1"),
     ("benchmarks.winograd", "networks"),
     ("benchmarks.winograd_latency", "--network", "resnet20", "--compile"),

@@ -2,7 +2,7 @@
 
     python -m benchmarks.prune_winograd scores      table 1: the same number of positions in every layer, by --scores
     python -m benchmarks.prune_winograd training    table 2: the same, trained
-    python -m benchmarks.prune_winograd allocation  table 3: positions given up across layers, down to a budget
+    python -m benchmarks.prune_winograd allocation  table 3: positions given up across layers, down to a budget, or --reductions
 
 ResNet-20 on CIFAR-10. Needs the folder of models and images that WINNOW_DATA names: images for learning and 5,000 others for
 decisions come from the training set (the network was trained on all of it, so decisions are on images that it knows), the
@@ -25,6 +25,7 @@ from jobs.recipe import PruneWinograd
 from jobs.request import Preprocess
 from workers.compression.examples import Examples
 from workers.compression.finetune import TrainingImages
+from workers.compression.learning_device import learning_device
 from workers.compression.prune_winograd import Surroundings, WinogradResult, prune_winograd
 from workers.compression.suffix_evaluator import SuffixEvaluator
 from workers.compression.winograd_training import Trainer
@@ -68,7 +69,10 @@ def _training(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 def _allocation(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     training = _training_options(options)
-    for budget in options.budgets:
+    for reduction in options.reductions:
+        at_once = {"target_reduction": reduction, "max_drop_pp": 100, "rounds": 1, "max_rate": 0.7}
+        yield {**at_once, "training": training} if training else at_once
+    for budget in options.budgets if not options.reductions else ():
         yield {"max_drop_pp": budget}
         if options.epochs != 0:
             yield {"max_drop_pp": budget, "rounds": 4, "max_rate": 0.7, "training": training}
@@ -106,7 +110,8 @@ class _Bench:
         started = time.monotonic()
         result = self._run(step)
         seconds = time.monotonic() - started
-        pruned = step.count if step.count is not None else f"{step.max_drop_pp} pp"
+        asked = f"{step.max_drop_pp} pp" if step.target_reduction is None else f"to {step.target_reduction}x"
+        pruned = asked if step.count is None else step.count
         fitted = step.compensate and (step.training is None or step.training.domain == "winograd")
         trained = "no" if step.training is None else f"{step.training.domain}, {step.training.epochs} epochs"
         cells = [
@@ -120,7 +125,13 @@ class _Bench:
         train = None
         if step.training is not None:
             train = Trainer(
-                self._training_images(), step.training, self._options.seed, self._graph, self._graph, lambda *_: None
+                self._training_images(),
+                step.training,
+                self._options.seed,
+                self._graph,
+                self._graph,
+                lambda *_: None,
+                learning_device(self._graph),
             )
         x, y = self._selection
         probed = sample_per_class(y, min(len(y), WINOGRAD_PROBING_IMAGES) // 10, self._options.seed)
@@ -161,6 +172,13 @@ def _options() -> argparse.Namespace:
         "--counts", nargs="+", type=int, help="positions to prune; default: a few numbers for each tile"
     )
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.5, 1.0, 2.0], help="percentage points")
+    parser.add_argument(
+        "--reductions",
+        type=float,
+        nargs="+",
+        default=[],
+        help="times fewer multiplications, whatever they cost, instead of budgets",
+    )
     parser.add_argument("--epochs", type=int, help="default: the step's; 0 for no training, in the table of allocation")
     parser.add_argument("--learning-rate", type=float, help="default: the step's")
     parser.add_argument("--scores", nargs="+", choices=SCORES, help="default: all, or fit where the network is trained")
