@@ -46,7 +46,7 @@ from workers.models.shapes import macs
 OnProgress = Callable[[float, str, dict[str, Any]], None]  # share done, what is going on, numbers to show
 Train = Callable[[ModelGraph, int], ModelGraph]  # (network without pruned positions, number of the round) -> trained
 
-SHARE_BISECTIONS = 12  # finer than one position of one layer of a network as large as any
+SHARE_BISECTIONS = 12  # to a part in 4,096 of the way
 
 RoundEnd = Literal["kept", "taken_back"]
 Target = Literal["target_reduction", "target_speedup"]

@@ -29,6 +29,17 @@ struct Range {
   }
 };
 
+// Calls body(part) for each of `parts`, on the caller's threads.
+template <class Body>
+void run_parts(const winograd_threads &threads, int64_t parts, const Body &body) {
+  const auto run_part = [](void *context, int64_t part) { (*static_cast<const Body *>(context))(part); };
+  void *const context = const_cast<Body *>(&body);
+  if (threads.run == nullptr || parts == 1)
+    for (int64_t part = 0; part < parts; ++part) run_part(context, part);
+  else
+    threads.run(threads.runner, parts, run_part, context);
+}
+
 template <int m>
 struct Geometry {
   static constexpr int t = Matrices<m>::t;

@@ -129,12 +129,7 @@ class Gradients {
 
   template <class Body>
   void in_parallel(const Body &body) const {
-    const auto run_part = [](void *context, int64_t part) { (*static_cast<const Body *>(context))(part); };
-    void *const context = const_cast<Body *>(&body);
-    if (of_.threads.run == nullptr || threads_ == 1)
-      for (int64_t part = 0; part < threads_; ++part) run_part(context, part);
-    else
-      of_.threads.run(of_.threads.runner, threads_, run_part, context);
+    run_parts(of_.threads, threads_, body);
   }
 
   // A row of U is a filter's channels at one slot; as panels, rows of a run lie one after the other.
